@@ -1,0 +1,180 @@
+"""The messages as the exchange sends them, and the CSV rows they become.
+
+One class a stream. Its fields carry the exchange's own one-letter names, so a payload of the documentation can be held
+beside the class; fields not named here are skipped without cost, because the exchanges add new ones at any time.
+
+Rules:
+
+1. Prices and quantities are text and stay the text that was sent; a message with a number in their place is refused.
+2. IDs and times are integers: IDs below 2**63, times in milliseconds or, on a spot connection that asked for it,
+   microseconds (`timeUnit`, Binance spot web-socket-streams.md, 2024-12-17). The two units are told apart by size.
+3. A row has exactly the stream's columns, in their order, and only what `row_pattern` admits may be written.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Annotated, ClassVar, Literal, TypeAlias, cast
+
+from msgspec import Meta, Raw, Struct, defstruct
+
+Id: TypeAlias = Annotated[int, Meta(ge=0, lt=2**63)]
+Time: TypeAlias = Annotated[int, Meta(ge=10**12, lt=10**17)]
+
+MICROSECONDS_FROM = 10**14
+"""A time at or above this is in microseconds: as milliseconds it would lie in the year 5138."""
+
+MS_PER_DAY = 86_400_000
+
+NUMBER = "[0-9]++(?:[.][0-9]++)?+"
+
+
+class Trade(Struct, gc=False, tag_field="e", tag="trade"):
+    """One fill, spot `@trade`.
+
+    `{"e":"trade","E":1784000000105,"s":"BTCUSDT","t":6100000001,"p":"64120.01000000","q":"0.00150000",
+    "T":1784000000104,"m":true,"M":true}`; `b` and `a`, the order IDs, came until 2024-06-18.
+    """
+
+    E: Time
+    """When the exchange sent the message."""
+    s: str
+    t: Id
+    """Trade ID, rising by one per symbol."""
+    p: str
+    q: str
+    T: Time
+    """When the trade happened."""
+    m: bool
+    """The buyer was the maker: the taker sold."""
+    b: Id | Literal[""] = ""
+    a: Id | Literal[""] = ""
+
+    COLUMNS: ClassVar = ("e", "E", "s", "t", "p", "q", "b", "a", "T", "m")
+    ID_COLUMN: ClassVar = "t"
+
+    @staticmethod
+    def ids(rows: "Sequence[Trade]") -> list[int]:
+        """Return each row's sequence ID."""
+        return [row.t for row in rows]
+
+    @staticmethod
+    def lines(rows: "Sequence[Trade]") -> list[str]:
+        """Return each row as a CSV line without its end."""
+        return [f"trade,{d.E},{d.s},{d.t},{d.p},{d.q},{d.b},{d.a},{d.T},{d.m}" for d in rows]
+
+
+class FuturesTrade(Trade, gc=False, tag_field="e", tag="trade"):
+    """One fill or one placeholder, futures `@trade` (undocumented; observed on `/public` in 2026).
+
+    `X` is `MARKET` for a trade; `INSURANCE_FUND` and `ADL` are internal fills, `NA` stands for an ID without a public
+    trade. All of them count for the sequence, only `MARKET` is a trade.
+    """
+
+    X: str = "MARKET"
+
+
+class AggTrade(Struct, gc=False, tag_field="e", tag="aggTrade"):
+    """Fills joined by the exchange, `@aggTrade` of every market.
+
+    `{"e":"aggTrade","E":1784000000300,"a":3300000001,"s":"BTCUSDT","p":"64111.10","q":"1.250","nq":"1.200",
+    "f":8100000001,"l":8100000006,"T":1784000000155,"m":false,"st":1}` (`nq`, `st` on futures).
+    `f` and `l` are -1 in rows that the exchange marked as old duplicates (2022-04-12).
+    """
+
+    E: Time
+    s: str
+    a: Id
+    """Aggregate ID, rising by one per symbol."""
+    p: str
+    q: str
+    f: Annotated[int, Meta(ge=-1, lt=2**63)]
+    """First trade ID joined here."""
+    l: Annotated[int, Meta(ge=-1, lt=2**63)]  # noqa: E741 - the exchange's own name
+    T: Time
+    m: bool
+
+    COLUMNS: ClassVar = ("e", "E", "s", "a", "p", "q", "f", "l", "T", "m")
+    ID_COLUMN: ClassVar = "a"
+
+    @staticmethod
+    def ids(rows: "Sequence[AggTrade]") -> list[int]:
+        """Return each row's sequence ID."""
+        return [row.a for row in rows]
+
+    @staticmethod
+    def lines(rows: "Sequence[AggTrade]") -> list[str]:
+        """Return each row as a CSV line without its end."""
+        return [f"aggTrade,{d.E},{d.s},{d.a},{d.p},{d.q},{d.f},{d.l},{d.T},{d.m}" for d in rows]
+
+
+Message: TypeAlias = Trade | AggTrade
+MessageType: TypeAlias = type[Trade] | type[AggTrade]
+
+STREAMS: dict[str, MessageType] = {"trade": Trade, "aggTrade": AggTrade}
+"""The class of each stream, by the exchange's name for it."""
+
+MARKET = "MARKET"
+RECEIVED_NS = "received_ns"
+"""Extra column: when the message's bytes were read from the socket, nanoseconds since 1970, this machine's clock."""
+
+
+def with_fields(kind: MessageType, names: Sequence[str]) -> MessageType:
+    """Return `kind` with further wire fields, each kept as the JSON text that was sent (`EXTRA_COLUMNS`)."""
+    fresh = [(name, Raw, Raw()) for name in names if name not in kind.__struct_fields__]
+    if not fresh:
+        return kind
+    tag = kind.__struct_config__.tag
+    return cast("MessageType", defstruct(kind.__name__, fresh, bases=(kind,), gc=False, tag_field="e", tag=tag))
+
+
+def field_text(row: Message, name: str) -> str:
+    """Return one wire field as CSV text: a JSON string without its quotes, booleans as `True`/`False`, else as sent."""
+    value = getattr(row, name)
+    if not isinstance(value, Raw):
+        return str(value)
+    text = bytes(value).decode("utf-8", "backslashreplace")
+    if text.startswith('"'):
+        return text[1:-1]
+    return {"true": "True", "false": "False", "null": ""}.get(text, text)
+
+
+_ID = "[0-9]++"
+_COLUMN_PATTERNS = {
+    "E": "[0-9]*+",
+    "t": _ID,
+    "a": "[0-9]*+",
+    "b": "[0-9]*+",
+    "p": NUMBER,
+    "q": NUMBER,
+    "f": "-?+[0-9]++",
+    "l": "-?+[0-9]++",
+    "T": "[0-9]++",
+    "m": "(?:True|False)",
+}
+"""What each column may hold. `E` is empty in rows that came from the exchange's history; `a` and `b` are order IDs in
+`trade` (empty since 2024), while `a` as the aggregate ID is never empty (`row_pattern`)."""
+
+
+@lru_cache(maxsize=8192)
+def row_pattern(stream: str, symbol: str, extra_columns: int = 0) -> re.Pattern[bytes]:
+    """Return what one whole row of a feed looks like, its newline included.
+
+    `(?:pattern)*+` over a block of rows is the check before anything is written and after anything is recovered. An
+    extra column holds any text without comma, quote, control character or a start that a spreadsheet would execute.
+    """
+    kind = STREAMS[stream]
+    fixed = {"e": stream, "s": re.escape(symbol), kind.ID_COLUMN: _ID}
+    columns = [fixed.get(name, _COLUMN_PATTERNS.get(name, "")) for name in kind.COLUMNS]
+    columns += ['(?![=@+])[^,"\\x00-\\x1f\\x7f]*+'] * extra_columns
+    return re.compile(("(?:" + ",".join(columns) + "\n)").encode())
+
+
+def day_of(time: int) -> int:
+    """Return the UTC day of a message's time as days since 1970-01-01, whichever unit the time has."""
+    return (time // 1000 if time >= MICROSECONDS_FROM else time) // MS_PER_DAY
+
+
+def time_ms(time: int) -> int:
+    """Return a message's time in milliseconds, whichever unit it has."""
+    return time // 1000 if time >= MICROSECONDS_FROM else time

@@ -1,0 +1,335 @@
+"""Binance: three markets as rows of one table, and the protocol they share. Bytes in, events out; no I/O.
+
+What the markets have in common is code here; what sets them apart is a row of `MARKETS`. Sources: Binance's spot
+documents (web-socket-streams.md and rest-api.md, 2026-07-21) and its derivatives documents (USD-M and COIN-M "Connect"
+and "Live Subscribing" pages, 2026-08/09; "Important WebSocket Change Notice", 2026-03-05).
+
+1. A stream is named `<symbol in lower case>@<stream>`; an upper-case symbol is acknowledged and then stays silent.
+2. USD-M routes streams by path, `/public` or `/market`. A stream subscribed on the wrong path is acknowledged and
+   never sends anything: the route is part of the table and an acknowledgement proves nothing.
+3. Control replies are never wrapped in `{"stream":..,"data":..}`, and errors come in two shapes, `{"code":..,"msg":..}`
+   and `{"error":{"code":..,"msg":..}}`.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import orjson
+
+from tickcollect.events import AggTrade, FuturesTrade, Message, MessageType, Trade, with_fields
+
+STREAMS_PER_SUBSCRIBE = 100
+"""Names in one SUBSCRIBE. A frame above 4 KiB (about 216 names) made the spot server hang (2024-12)."""
+SUBSCRIBE_BYTES = 3500
+STREAMS_PER_CONNECTION = 200
+"""COIN-M's limit by the older documents; 1024 elsewhere. Fewer also means that one cut connection stops fewer feeds."""
+SUBSCRIBE_INTERVAL_S = 0.5
+"""Between control messages: 2 a second, where 5 (spot) and 10 (futures) are allowed, pings and pongs included."""
+
+
+@dataclass(frozen=True)
+class HistorySource:
+    """The REST call that answers for one stream's recent and older rows."""
+
+    path: str
+    weight: int
+    id_field: str
+
+
+@dataclass(frozen=True)
+class Market:
+    """One Binance market: what sets it apart from the other two."""
+
+    name: str
+    ws_url: str
+    rest_url: str
+    rest_prefix: str
+    default_stream: str
+    routes: Mapping[str, str]
+    """Path before `/stream`, by stream."""
+    message_types: Mapping[str, MessageType]
+    status_field: str
+    """Where exchangeInfo says whether a symbol trades."""
+    exchange_info_weight: int
+    weight_per_minute: int
+    """The IP's budget, until exchangeInfo has told today's."""
+    latest: Mapping[str, HistorySource]
+    """The newest rows of each stream."""
+
+
+MARKETS: dict[str, Market] = {
+    market.name: market
+    for market in (
+        Market(
+            name="binance",
+            ws_url="wss://stream.binance.com:9443",
+            rest_url="https://api.binance.com",
+            rest_prefix="/api/v3",
+            default_stream="trade",
+            routes={"trade": "", "aggTrade": ""},
+            message_types={"trade": Trade, "aggTrade": AggTrade},
+            status_field="status",
+            exchange_info_weight=20,
+            weight_per_minute=6000,
+            latest={
+                "trade": HistorySource("/trades", 25, "id"),
+                "aggTrade": HistorySource("/aggTrades", 4, "a"),
+            },
+        ),
+        Market(
+            name="binance-futures",
+            ws_url="wss://fstream.binance.com",
+            rest_url="https://fapi.binance.com",
+            rest_prefix="/fapi/v1",
+            default_stream="aggTrade",
+            routes={"trade": "/public", "aggTrade": "/market"},
+            message_types={"trade": FuturesTrade, "aggTrade": AggTrade},
+            status_field="status",
+            exchange_info_weight=1,
+            weight_per_minute=2400,
+            latest={
+                "trade": HistorySource("/trades", 5, "id"),
+                "aggTrade": HistorySource("/aggTrades", 20, "a"),
+            },
+        ),
+        Market(
+            name="binance-delivery",
+            ws_url="wss://dstream.binance.com",
+            rest_url="https://dapi.binance.com",
+            rest_prefix="/dapi/v1",
+            default_stream="aggTrade",
+            routes={"trade": "", "aggTrade": ""},
+            message_types={"trade": FuturesTrade, "aggTrade": AggTrade},
+            status_field="contractStatus",
+            exchange_info_weight=1,
+            weight_per_minute=2400,
+            latest={
+                "trade": HistorySource("/trades", 5, "id"),
+                "aggTrade": HistorySource("/aggTrades", 20, "a"),
+            },
+        ),
+    )
+}
+
+
+# --- What we say ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Link:
+    """One connection to be made: where to, and which streams it shall carry."""
+
+    url: str
+    streams: tuple[str, ...]
+    """Stream names as subscribed, `btcusdt@trade`."""
+
+
+def stream_name(symbol: str, stream: str) -> str:
+    """Return the exchange's name for one symbol's stream (rule 1)."""
+    return f"{symbol.lower()}@{stream}"
+
+
+def links(market: Market, feeds: Sequence[tuple[str, str]], ws_url: str | None = None) -> list[Link]:
+    """Plan the connections for `feeds`, pairs of (stream, symbol): one or more a route, each with a bounded load.
+
+    `ws_url` replaces the market's own host; a `/ws` or `/stream` at its end is taken as said, not doubled.
+    """
+    base = (ws_url or market.ws_url).rstrip("/").removesuffix("/stream").removesuffix("/ws")
+    by_route: dict[str, list[str]] = {}
+    for stream, symbol in feeds:
+        by_route.setdefault(market.routes[stream], []).append(stream_name(symbol, stream))
+    return [
+        Link(f"{base}{route}/stream", tuple(names[start : start + STREAMS_PER_CONNECTION]))
+        for route, names in by_route.items()
+        for start in range(0, len(names), STREAMS_PER_CONNECTION)
+    ]
+
+
+def subscribe_frames(names: Sequence[str], first_id: int = 1) -> list[bytes]:
+    """Return the SUBSCRIBE messages for `names`, to be sent `SUBSCRIBE_INTERVAL_S` apart."""
+    groups: list[list[str]] = []
+    room = 0
+    for name in names:
+        size = len(name.encode()) + 3
+        if not groups or room < size or len(groups[-1]) == STREAMS_PER_SUBSCRIBE:
+            groups.append([])
+            room = SUBSCRIBE_BYTES
+        groups[-1].append(name)
+        room -= size
+    return [
+        orjson.dumps({"method": "SUBSCRIBE", "params": group, "id": first_id + number})
+        for number, group in enumerate(groups)
+    ]
+
+
+# --- What the exchange says on a connection ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Acknowledged:
+    """A control message was understood, which proves nothing more (rule 2)."""
+
+    id: int | str | None
+
+
+@dataclass(frozen=True)
+class ControlError:
+    """The exchange refused a control message."""
+
+    code: int
+    message: str
+    id: int | str | None
+
+
+@dataclass(frozen=True)
+class ServerShutdown:
+    """The server will close this connection soon; no lead time is promised (spot, since 2026-05-08)."""
+
+
+@dataclass(frozen=True)
+class UnknownEvent:
+    """A well-formed message of a kind that was not asked for."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A message that cannot be what it should be; `reason` names the field."""
+
+    reason: str
+
+
+Notice = Acknowledged | ControlError | ServerShutdown | UnknownEvent | Refused
+
+
+class Decoder:
+    """Turns the payloads of one connection into messages and notices."""
+
+    def __init__(self, market: Market, extra_fields: Sequence[str] = ()) -> None:
+        kinds = {stream: with_fields(kind, extra_fields) for stream, kind in market.message_types.items()}
+        self.kinds: Mapping[str, MessageType] = kinds
+        """The class of each stream's messages as this decoder makes them."""
+        union: Any = kinds["trade"] | kinds["aggTrade"]
+        combined: Any = msgspec.defstruct("Combined", [("data", union)], gc=False)
+        self._combined = msgspec.json.Decoder(combined)
+        self._raw: msgspec.json.Decoder[Message] = msgspec.json.Decoder(union)
+
+    def messages(self, payloads: Sequence[bytes]) -> list[Message] | None:
+        """Decode many payloads at once, or return None if one of them is not an ordinary message.
+
+        One call into C for a whole socket read costs two thirds of a call per message. The count of lines proves that
+        each payload gave exactly one message.
+        """
+        block = b"\n".join(payloads)
+        if block.count(b"\n") != len(payloads) - 1:
+            return None
+        try:
+            decoded = self._combined.decode_lines(block)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        if len(decoded) != len(payloads):
+            return None
+        return [wrapper.data for wrapper in decoded]
+
+    def message(self, payload: bytes) -> Message | Notice:
+        """Decode one payload of any kind: wrapped, bare, a control reply, a shutdown notice, or nonsense."""
+        try:
+            message: Message = self._combined.decode(payload).data
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return self._notice(payload, error)
+        return message
+
+    def _notice(self, payload: bytes, error: Exception) -> Message | Notice:
+        try:
+            value = msgspec.json.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as broken:
+            return Refused(f"not JSON: {broken}")
+        if not isinstance(value, dict):
+            return Refused("not a JSON object")
+        if "data" in value and "stream" in value:
+            inner = value["data"]
+            name = inner.get("e", value["stream"]) if isinstance(inner, dict) else value["stream"]
+            return self._stranger(name, error)
+        if "e" in value:
+            return self._bare(payload, value["e"])
+        return control(value)
+
+    def _bare(self, payload: bytes, name: object) -> Message | Notice:
+        try:
+            return self._raw.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            return self._stranger(name, error)
+
+    def _stranger(self, name: object, error: Exception) -> Notice:
+        if name == "serverShutdown":
+            return ServerShutdown()
+        if name in self.kinds or not isinstance(name, str):
+            return Refused(str(error))
+        return UnknownEvent(name)
+
+
+def control(value: Mapping[str, Any]) -> Notice:
+    """Understand an unwrapped control reply (rule 3)."""
+    error = value.get("error", value)
+    if isinstance(error, dict) and isinstance(error.get("code"), int):
+        return ControlError(error["code"], str(error.get("msg", "")), value.get("id"))
+    if "result" in value:
+        return Acknowledged(value.get("id"))
+    return UnknownEvent(",".join(sorted(value))[:80])
+
+
+# --- What the exchange says over REST ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExchangeInfo:
+    """The exchange's own list of symbols with their states, and the IP's weight budget for a minute."""
+
+    statuses: Mapping[str, str]
+    weight_per_minute: int
+
+
+def exchange_info(market: Market, body: bytes) -> ExchangeInfo:
+    """Read an exchangeInfo answer.
+
+    Raises `ValueError` where the answer has no symbols: an empty list is an outage (COIN-M, 2026-06-29), not a market
+    without symbols. An unknown status is kept as it is.
+    """
+    value = orjson.loads(body)
+    symbols = value.get("symbols") if isinstance(value, dict) else None
+    if not symbols or not isinstance(symbols, list):
+        raise ValueError("the exchange's list of symbols is empty")
+    statuses = {
+        entry["symbol"]: str(entry.get(market.status_field, ""))
+        for entry in symbols
+        if isinstance(entry, dict) and isinstance(entry.get("symbol"), str)
+    }
+    weight = next(
+        (
+            limit["limit"]
+            for limit in value.get("rateLimits") or ()
+            if limit.get("rateLimitType") == "REQUEST_WEIGHT" and limit.get("interval") == "MINUTE"
+        ),
+        market.weight_per_minute,
+    )
+    return ExchangeInfo(statuses, weight)
+
+
+def newest_id(market: Market, stream: str, body: bytes) -> int | None:
+    """Return the newest ID in an answer of the stream's `latest` call, or None where it holds no row."""
+    rows = orjson.loads(body)
+    field = market.latest[stream].id_field
+    ids = [row[field] for row in rows if isinstance(row, dict) and isinstance(row.get(field), int)]
+    return max(ids, default=None)
+
+
+def nearest_symbols(name: str, known: Sequence[str]) -> list[str]:
+    """Return up to three valid symbols that `name` may have meant."""
+    wanted = "".join(char for char in name.upper() if char.isalnum() or char == "_")
+    if wanted in known:
+        return [wanted]
+    return difflib.get_close_matches(wanted, known, n=3, cutoff=0.6)
