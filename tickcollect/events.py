@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar, Literal, TypeAlias, cast
 
 from msgspec import Meta, Raw, Struct, defstruct
 
-Id: TypeAlias = Annotated[int, Meta(ge=0, lt=2**63)]
+Id: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Time: TypeAlias = Annotated[int, Meta(ge=10**12, lt=10**17)]
 
 MICROSECONDS_FROM = 10**14
@@ -88,9 +88,9 @@ class AggTrade(Struct, gc=False, tag_field="e", tag="aggTrade"):
     """Aggregate ID, rising by one per symbol."""
     p: str
     q: str
-    f: Annotated[int, Meta(ge=-1, lt=2**63)]
+    f: Annotated[int, Meta(ge=-1, le=2**63 - 1)]
     """First trade ID joined here."""
-    l: Annotated[int, Meta(ge=-1, lt=2**63)]  # noqa: E741 - the exchange's own name
+    l: Annotated[int, Meta(ge=-1, le=2**63 - 1)]  # noqa: E741 - the exchange's own name
     T: Time
     m: bool
 
