@@ -1,0 +1,211 @@
+"""Every row leaves `gaps` exactly once, in order, and every hole is named."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tickcollect.gaps import Copies, Gap, Late, Refused, Restarted, Run, Sequence, Step
+
+T0 = 1_784_000_000_000
+
+
+def feed(sequence: Sequence[str], ids: list[int], now_s: float = 0.0, time: int | None = None) -> list[Step[str]]:
+    """Hand over rows whose text is their ID and whose trade time rises with it."""
+    times = [T0 + id_ % 10**6 if time is None else time for id_ in ids]
+    return sequence.take(ids, times, [str(id_) for id_ in ids], now_s)
+
+
+def begun(at: int = 1, **settings: float) -> Sequence[str]:
+    sequence = Sequence[str](
+        patience_s=settings.get("patience_s", 1.0), hold_limit=int(settings.get("hold_limit", 100))
+    )
+    feed(sequence, [at])
+    return sequence
+
+
+def test_first_row_begins() -> None:
+    """The first row ever begins the sequence wherever it stands."""
+    assert feed(Sequence[str](), [6_100_000_001]) == [Run([6_100_000_001], ["6100000001"])]
+
+
+def test_contiguous_rows_pass_as_one_run() -> None:
+    """Rows that rise by one pass as they came."""
+    assert feed(begun(), [2, 3, 4]) == [Run([2, 3, 4], ["2", "3", "4"])]
+
+
+def test_swapped_rows_are_sorted_in() -> None:
+    """A row that comes a moment late takes its place, and no gap is declared."""
+    assert feed(begun(), [3, 2, 4]) == [Run([2, 3, 4], ["2", "3", "4"])]
+
+
+def test_hole_is_declared_after_patience() -> None:
+    """A hole is a gap once its followers have waited long enough, and not before."""
+    sequence = begun()
+    assert feed(sequence, [5, 6], now_s=10.0) == []
+    assert sequence.expire(10.9) == []
+    assert sequence.expire(11.0) == [Gap(2, 4), Run([5, 6], ["5", "6"])]
+    assert sequence.held == 0
+    assert sequence.due_s is None
+
+
+def test_two_holes_are_two_gaps() -> None:
+    """Each hole is named by itself."""
+    sequence = begun()
+    feed(sequence, [3, 5, 6])
+    assert sequence.expire(1.0) == [
+        Gap(2, 2),
+        Run([3], ["3"]),
+        Gap(4, 4),
+        Run([5, 6], ["5", "6"]),
+    ]
+
+
+def test_full_hold_decides_at_once() -> None:
+    """The number of held rows has a limit, and reaching it declares the gap."""
+    sequence = begun(hold_limit=3)
+    assert feed(sequence, [4, 5, 6]) == [Gap(2, 3), Run([4, 5, 6], ["4", "5", "6"])]
+
+
+def test_lone_jump_waits_for_a_second_row() -> None:
+    """A single row far ahead is neither believed nor lost until another goes on behind it."""
+    sequence = begun()
+    feed(sequence, [50])
+    assert sequence.expire(5.0) == []
+    assert feed(sequence, [51], now_s=6.0) == []
+    assert sequence.expire(9.0) == [Gap(2, 49), Run([50, 51], ["50", "51"])]
+
+
+def test_damaged_id_ahead_is_refused_and_named() -> None:
+    """One ID far above its neighbours leaves a gap of its own ID only, and the sequence goes on."""
+    sequence = begun()
+    assert feed(sequence, [2, 900, 4, 5]) == [Run([2], ["2"])]
+    steps = sequence.expire(1.0)
+    assert steps == [
+        Refused(900, "900", "ID 900 is far from those that came after it (5)"),
+        Gap(3, 3),
+        Run([4, 5], ["4", "5"]),
+    ]
+    assert feed(sequence, [6]) == [Run([6], ["6"])]
+
+
+def test_damaged_id_ahead_with_nothing_missing() -> None:
+    """A stray ID above a sequence that goes on without a hole is refused."""
+    sequence = begun()
+    feed(sequence, [900, 2, 3])
+    steps = sequence.expire(1.0)
+    assert [type(step) for step in steps] == [Refused]
+    assert sequence.next_id == 4
+
+
+def test_damaged_id_below_is_refused() -> None:
+    """One ID far below its neighbours is not taken for a new numbering."""
+    sequence = begun(1000)
+    assert feed(sequence, [1001], time=T0 + 5000) == [Run([1001], ["1001"])]
+    assert feed(sequence, [5], time=T0 + 6000) == []
+    steps = feed(sequence, [1002], time=T0 + 6000)
+    assert [type(step) for step in steps] == [Refused, Run]
+
+
+def test_copies_are_dropped_and_counted() -> None:
+    """Rows that were written already are copies, however many."""
+    sequence = begun()
+    feed(sequence, [2, 3])
+    assert feed(sequence, [1, 2, 3, 4]) == [Copies([1, 2, 3]), Run([4], ["4"])]
+
+
+def test_copy_of_a_held_row() -> None:
+    """A second copy of a row that still waits is a copy too."""
+    sequence = begun()
+    assert feed(sequence, [3, 3]) == [Copies([3])]
+
+
+def test_late_row_of_a_declared_gap_is_not_a_copy() -> None:
+    """A row that comes after its gap was declared is handed out, not dropped."""
+    sequence = begun()
+    feed(sequence, [4, 5])
+    sequence.expire(1.0)
+    assert feed(sequence, [3]) == [Late([3], ["3"])]
+
+
+def test_restarted_numbering_is_recognised() -> None:
+    """Two newer trades in a row with low IDs begin a new numbering."""
+    sequence = begun(10**9)
+    assert feed(sequence, [1], time=T0 + 900_000) == []
+    assert feed(sequence, [2], time=T0 + 900_001) == [Restarted(10**9, 1), Run([1, 2], ["1", "2"])]
+    assert feed(sequence, [3], time=T0 + 900_002) == [Run([3], ["3"])]
+
+
+def test_ids_beyond_double_precision() -> None:
+    """IDs around 2**53 and up to 2**63 are told apart."""
+    for start in (2**53 - 1, 2**63 - 4):
+        sequence = begun(start)
+        assert feed(sequence, [start + 1, start + 2]) == [Run([start + 1, start + 2], [str(start + 1), str(start + 2)])]
+
+
+def test_finish_releases_what_is_held() -> None:
+    """At the end nothing stays behind: the hole is named and the rows after it are written."""
+    sequence = begun()
+    feed(sequence, [7])
+    assert sequence.finish() == [Gap(2, 6), Run([7], ["7"])]
+    assert sequence.held == 0
+
+
+def test_copies_among_many_gaps_stay_cheap_and_bounded() -> None:
+    """The memory of gaps has a limit, and the oldest are forgotten first."""
+    sequence = begun()
+    for start in range(3, 3 + 2 * 1500, 2):
+        feed(sequence, [start])
+    sequence.finish()
+    assert len(sequence.gaps) == 1000
+    assert feed(sequence, [sequence.gaps[0][0]]) != []
+
+
+@given(st.lists(st.integers(1, 40), max_size=120), st.integers(0, 2**32))
+def test_any_interleaving_of_two_copies_gives_each_id_once(extra: list[int], seed: int) -> None:
+    """Two connections that carry the same rows, each in order, give each row once and in order."""
+    rng = random.Random(seed)
+    queues = [list(range(1, 41)), list(range(1, 41))]
+    sequence = Sequence[str]()
+    steps: list[Step[str]] = []
+    while any(queues):
+        queue = rng.choice([queue for queue in queues if queue])
+        steps += feed(sequence, [queue.pop(0)])
+    written = [id_ for step in steps if isinstance(step, Run) for id_ in step.ids]
+    assert written == list(range(1, 41))
+    assert sum(len(step.ids) for step in steps if isinstance(step, Copies)) == 40
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.integers(0, 5), st.booleans()), max_size=200))
+def test_every_row_leaves_once(arrivals: list[tuple[int, int, bool]]) -> None:
+    """Whatever comes in leaves once; runs rise by one; a break between runs is a gap or a restart."""
+    sequence = Sequence[str](patience_s=1.0, hold_limit=10)
+    steps: list[Step[str]] = []
+    for now, (id_, time, expire) in enumerate(arrivals):
+        steps += sequence.take([id_], [T0 + time], [str(id_)], float(now))
+        assert sequence.held <= 11
+        if expire:
+            steps += sequence.expire(now + 0.5)
+    steps += sequence.finish()
+    out: list[int] = []
+    expected: int | None = None
+    for step in steps:
+        match step:
+            case Run():
+                assert list(step.rows) == [str(id_) for id_ in step.ids]
+                assert expected in (None, step.ids[0])
+                assert list(step.ids) == list(range(step.ids[0], step.ids[0] + len(step.ids)))
+                expected = step.ids[-1] + 1
+                out += step.ids
+            case Gap():
+                assert step.first == expected
+                assert step.last >= step.first
+                expected = step.last + 1
+            case Restarted():
+                assert step.last + 1 == expected
+                expected = step.first
+            case Refused():
+                out.append(step.id)
+            case Late() | Copies():
+                out += step.ids
+    assert sorted(out) == sorted(id_ for id_, _, _ in arrivals)

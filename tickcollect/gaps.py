@@ -1,0 +1,293 @@
+"""Sequence: the rows of one feed in; what may be written next, what is missing, what is a copy out.
+
+Pure: no I/O, no clock; `now_s` comes in as an argument. It knows IDs and trade times, nothing of exchanges.
+
+What an ID means for each stream (Binance documents of 2026; observations of 2026-09 where they are silent):
+
+* spot `trade` `t`, and `a` of `aggTrade` on every market: the next ID is the previous one plus one.
+* futures `trade` `t`: the same, if the placeholders (`NA`) and internal fills (`ADL`, `INSURANCE_FUND`) are counted,
+  which is why they pass through here like any other row and are taken out behind it.
+* `f` and `l` of futures `aggTrade` have natural holes and prove nothing.
+
+Rules, `next` being the ID that would continue the sequence:
+
+1. The first row ever begins the sequence.
+2. ID equals `next`: the row is written (`Run`).
+3. ID above `next`: the row is held, because on one connection the exchange sends in order, but another connection or a
+   replay may still bring what is missing. Whatever becomes contiguous is released in order.
+4. A hole is declared (`Gap`) when rows have been held for `patience_s`, or `hold_limit` rows are held. A jump is
+   believed only when a second row goes on behind it: one damaged ID must not cut the sequence in two. A held row that
+   later arrivals contradict, because they come with lower IDs, is refused (`Refused`).
+5. ID below `next` and trade time not later than the newest written: a copy, dropped and counted (`Copies`), unless it
+   lies in a declared gap: then it came too late to stand in its place (`Late`).
+6. ID below `next` and trade time later than the newest written: the exchange may have restarted its numbering. That
+   too is believed only when the row after it continues it (`Restarted`), otherwise the row is refused.
+
+Every row that comes in leaves in exactly one of `Run`, `Copies`, `Late`, `Refused`, or is still held; there are never
+more than `hold_limit` held and `GAPS_REMEMBERED` gaps remembered.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+Row = TypeVar("Row")
+
+GAPS_REMEMBERED = 1000
+CONTRADICTED_BY = 2
+"""Rows with lower IDs that must come after a held row before it is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Generic[Row]):
+    """Rows to be written now, in this order, their IDs rising by one."""
+
+    ids: Rows[int]
+    rows: Rows[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """IDs that did not come, between the rows written before and those that follow."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Rows that were written before."""
+
+    ids: Rows[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Late(Generic[Row]):
+    """Rows of a gap that was declared already."""
+
+    ids: Rows[int]
+    rows: Rows[Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Restarted:
+    """The exchange's numbering began anew: what follows does not continue what was."""
+
+    last: int
+    first: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused(Generic[Row]):
+    """A row whose ID the rows around it contradict."""
+
+    id: int
+    row: Row
+    reason: str
+
+
+Step = Run[Row] | Gap | Copies | Late[Row] | Restarted | Refused[Row]
+
+
+@dataclass(slots=True)
+class _Arrival(Generic[Row]):
+    row: Row
+    time: int
+    number: int
+
+
+@dataclass(slots=True)
+class Sequence(Generic[Row]):
+    """The state of one feed's numbering."""
+
+    patience_s: float = 1.0
+    hold_limit: int = 10_000
+    next_id: int | None = None
+    """The ID that would continue the sequence; None until the first row."""
+    newest_time: int = 0
+    """The latest trade time written, in the exchange's unit."""
+    due_s: float | None = None
+    """When `expire` has something to decide; None while no hole waits."""
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+    """Declared gaps, oldest first, at most `GAPS_REMEMBERED`."""
+    _held: dict[int, _Arrival[Row]] = field(default_factory=dict)
+    _arrivals: int = 0
+    _arrived_id: int = 0
+    _suspect: tuple[int, Row, int] | None = None
+
+    @property
+    def held(self) -> int:
+        """How many rows wait for a hole before them."""
+        return len(self._held) + (self._suspect is not None)
+
+    def take(self, ids: list[int], times: list[int], rows: Rows[Row], now_s: float) -> list[Step[Row]]:
+        """Accept rows in the order of their arrival and return what follows from them, in order."""
+        first = self.next_id
+        if first is not None and not self._held and self._suspect is None:
+            following = first + len(ids)
+            if ids == list(range(first, following)):
+                self.next_id = following
+                newest_time = max(times)
+                self.newest_time = max(self.newest_time, newest_time)
+                return [Run(ids, rows)]
+        steps = _Steps[Row]()
+        for id_, time, row in zip(ids, times, rows, strict=True):
+            self._take_one(id_, time, row, now_s, steps)
+        return steps.closed()
+
+    def expire(self, now_s: float) -> list[Step[Row]]:
+        """Decide about the holes that have waited long enough (rule 4)."""
+        steps = _Steps[Row]()
+        if self.due_s is not None and now_s >= self.due_s:
+            self._decide(now_s, steps)
+        return steps.closed()
+
+    def finish(self) -> list[Step[Row]]:
+        """Release all that is held, at the end of collecting: nothing more will come to confirm or contradict it."""
+        steps = _Steps[Row]()
+        self._refuse_suspect(steps)
+        for id_ in sorted(self._held):
+            self._release(id_, steps)
+        self.due_s = None
+        return steps.closed()
+
+    def _take_one(self, id_: int, time: int, row: Row, now_s: float, steps: "_Steps[Row]") -> None:
+        self._arrivals += 1
+        self._arrived_id = id_
+        if self._suspect is not None and self._restarts(id_, steps):
+            self._write(id_, time, row, steps)
+            return
+        if self.next_id is None or id_ == self.next_id:
+            self._write(id_, time, row, steps)
+            if self._held:
+                self._release_following(now_s, steps)
+        elif id_ > self.next_id:
+            self._hold(id_, time, row, now_s, steps)
+        elif self._in_gap(id_):
+            steps.late(id_, row)
+        elif time > self.newest_time:
+            self._refuse_suspect(steps)
+            self._suspect = (id_, row, time)
+        else:
+            steps.copy(id_)
+
+    def _in_gap(self, id_: int) -> bool:
+        place = bisect_right(self.gaps, id_, key=lambda gap: gap[0])
+        return place > 0 and id_ <= self.gaps[place - 1][1]
+
+    def _write(self, id_: int, time: int, row: Row, steps: "_Steps[Row]") -> None:
+        steps.run(id_, row)
+        self.next_id = id_ + 1
+        self.newest_time = max(self.newest_time, time)
+
+    def _hold(self, id_: int, time: int, row: Row, now_s: float, steps: "_Steps[Row]") -> None:
+        if id_ in self._held:
+            steps.copy(id_)
+            return
+        self._held[id_] = _Arrival(row, time, self._arrivals)
+        if self.due_s is None:
+            self.due_s = now_s + self.patience_s
+        if len(self._held) >= self.hold_limit:
+            self._decide(now_s, steps)
+
+    def _release_following(self, now_s: float, steps: "_Steps[Row]") -> None:
+        while self.next_id in self._held:
+            self._release(self.next_id, steps)
+        self.due_s = now_s + self.patience_s if self._held else None
+
+    def _release(self, id_: int, steps: "_Steps[Row]") -> None:
+        """Write a held row, declaring whatever is missing before it."""
+        arrival = self._held.pop(id_)
+        if self.next_id is not None and id_ > self.next_id:
+            self._declare(self.next_id, id_ - 1, steps)
+        self._write(id_, arrival.time, arrival.row, steps)
+
+    def _declare(self, first: int, last: int, steps: "_Steps[Row]") -> None:
+        steps.add(Gap(first, last))
+        self.gaps.append((first, last))
+        del self.gaps[:-GAPS_REMEMBERED]
+
+    def _decide(self, now_s: float, steps: "_Steps[Row]") -> None:
+        """Refuse the held rows that later arrivals contradict, release the others behind declared gaps (rule 4)."""
+        believed: list[int] = []
+        for id_ in sorted(self._held):
+            lower_since = self._arrivals - self._held[id_].number if self._arrived_id < id_ else 0
+            if lower_since >= CONTRADICTED_BY:
+                reason = f"ID {id_} is far from those that came after it ({self._arrived_id})"
+                steps.add(Refused(id_, self._held.pop(id_).row, reason))
+            elif self._arrived_id >= id_:
+                believed.append(id_)
+        if len(believed) > 1 or len(self._held) >= self.hold_limit:
+            for id_ in believed or sorted(self._held):
+                self._release(id_, steps)
+        self.due_s = now_s + self.patience_s if self._held else None
+
+    def _restarts(self, id_: int, steps: "_Steps[Row]") -> bool:
+        """Tell whether `id_` continues the suspect row, and if so begin the new numbering with that row (rule 6)."""
+        if self._suspect is None:
+            return False
+        first, row, time = self._suspect
+        if id_ != first + 1:
+            if id_ == self.next_id or id_ in self._held:
+                self._refuse_suspect(steps)
+            return False
+        self._suspect = None
+        for held_id in sorted(self._held):
+            self._release(held_id, steps)
+        steps.add(Restarted((self.next_id or 0) - 1, first))
+        self.due_s = None
+        self.gaps.clear()
+        self._write(first, time, row, steps)
+        return True
+
+    def _refuse_suspect(self, steps: "_Steps[Row]") -> None:
+        if self._suspect is None:
+            return
+        id_, row, _ = self._suspect
+        self._suspect = None
+        steps.add(Refused(id_, row, f"ID {id_} is below the sequence ({self.next_id}) although its trade is newer"))
+
+
+class _Steps(Generic[Row]):
+    """Collects steps, joining neighbours of one kind."""
+
+    def __init__(self) -> None:
+        self._done: list[Step[Row]] = []
+        self._kind: type[Run[Row] | Late[Row] | Copies] | None = None
+        self._ids: list[int] = []
+        self._rows: list[Row] = []
+
+    def run(self, id_: int, row: Row) -> None:
+        self._join(Run, id_)
+        self._rows.append(row)
+
+    def late(self, id_: int, row: Row) -> None:
+        self._join(Late, id_)
+        self._rows.append(row)
+
+    def copy(self, id_: int) -> None:
+        self._join(Copies, id_)
+
+    def add(self, step: Step[Row]) -> None:
+        self._close()
+        self._done.append(step)
+
+    def closed(self) -> list[Step[Row]]:
+        self._close()
+        return self._done
+
+    def _join(self, kind: type[Run[Row] | Late[Row] | Copies], id_: int) -> None:
+        if kind is not self._kind:
+            self._close()
+            self._kind = kind
+        self._ids.append(id_)
+
+    def _close(self) -> None:
+        if self._kind is Run:
+            self._done.append(Run(self._ids, self._rows))
+        elif self._kind is Late:
+            self._done.append(Late(self._ids, self._rows))
+        elif self._kind is Copies:
+            self._done.append(Copies(self._ids))
+        self._kind, self._ids, self._rows = None, [], []
