@@ -16,6 +16,11 @@ def feed(sequence: Sequence[str], ids: list[int], now_s: float = 0.0, time: int 
     return sequence.take(ids, times, [str(id_) for id_ in ids], now_s)
 
 
+def run(*ids: int, times: list[int] | None = None) -> Run[str]:
+    """Return the run of rows that `feed` made of these IDs."""
+    return Run(range(ids[0], ids[-1] + 1), times or [T0 + id_ % 10**6 for id_ in ids], [str(id_) for id_ in ids])
+
+
 def begun(at: int = 1, **settings: float) -> Sequence[str]:
     sequence = Sequence[str](
         patience_s=settings.get("patience_s", 1.0), hold_limit=int(settings.get("hold_limit", 100))
@@ -26,17 +31,17 @@ def begun(at: int = 1, **settings: float) -> Sequence[str]:
 
 def test_first_row_begins() -> None:
     """The first row ever begins the sequence wherever it stands."""
-    assert feed(Sequence[str](), [6_100_000_001]) == [Run([6_100_000_001], ["6100000001"])]
+    assert feed(Sequence[str](), [6_100_000_001]) == [run(6_100_000_001)]
 
 
 def test_contiguous_rows_pass_as_one_run() -> None:
     """Rows that rise by one pass as they came."""
-    assert feed(begun(), [2, 3, 4]) == [Run([2, 3, 4], ["2", "3", "4"])]
+    assert feed(begun(), [2, 3, 4]) == [run(2, 3, 4)]
 
 
 def test_swapped_rows_are_sorted_in() -> None:
     """A row that comes a moment late takes its place, and no gap is declared."""
-    assert feed(begun(), [3, 2, 4]) == [Run([2, 3, 4], ["2", "3", "4"])]
+    assert feed(begun(), [3, 2, 4]) == [run(2, 3, 4)]
 
 
 def test_hole_is_declared_after_patience() -> None:
@@ -44,7 +49,7 @@ def test_hole_is_declared_after_patience() -> None:
     sequence = begun()
     assert feed(sequence, [5, 6], now_s=10.0) == []
     assert sequence.expire(10.9) == []
-    assert sequence.expire(11.0) == [Gap(2, 4), Run([5, 6], ["5", "6"])]
+    assert sequence.expire(11.0) == [Gap(2, 4), run(5, 6)]
     assert sequence.held == 0
     assert sequence.due_s is None
 
@@ -55,16 +60,16 @@ def test_two_holes_are_two_gaps() -> None:
     feed(sequence, [3, 5, 6])
     assert sequence.expire(1.0) == [
         Gap(2, 2),
-        Run([3], ["3"]),
+        run(3),
         Gap(4, 4),
-        Run([5, 6], ["5", "6"]),
+        run(5, 6),
     ]
 
 
 def test_full_hold_decides_at_once() -> None:
     """The number of held rows has a limit, and reaching it declares the gap."""
     sequence = begun(hold_limit=3)
-    assert feed(sequence, [4, 5, 6]) == [Gap(2, 3), Run([4, 5, 6], ["4", "5", "6"])]
+    assert feed(sequence, [4, 5, 6]) == [Gap(2, 3), run(4, 5, 6)]
 
 
 def test_lone_jump_waits_for_a_second_row() -> None:
@@ -73,20 +78,20 @@ def test_lone_jump_waits_for_a_second_row() -> None:
     feed(sequence, [50])
     assert sequence.expire(5.0) == []
     assert feed(sequence, [51], now_s=6.0) == []
-    assert sequence.expire(9.0) == [Gap(2, 49), Run([50, 51], ["50", "51"])]
+    assert sequence.expire(9.0) == [Gap(2, 49), run(50, 51)]
 
 
 def test_damaged_id_ahead_is_refused_and_named() -> None:
     """One ID far above its neighbours leaves a gap of its own ID only, and the sequence goes on."""
     sequence = begun()
-    assert feed(sequence, [2, 900, 4, 5]) == [Run([2], ["2"])]
+    assert feed(sequence, [2, 900, 4, 5]) == [run(2)]
     steps = sequence.expire(1.0)
     assert steps == [
         Refused(900, "900", "ID 900 is far from those that came after it (5)"),
         Gap(3, 3),
-        Run([4, 5], ["4", "5"]),
+        run(4, 5),
     ]
-    assert feed(sequence, [6]) == [Run([6], ["6"])]
+    assert feed(sequence, [6]) == [run(6)]
 
 
 def test_damaged_id_ahead_with_nothing_missing() -> None:
@@ -101,7 +106,7 @@ def test_damaged_id_ahead_with_nothing_missing() -> None:
 def test_damaged_id_below_is_refused() -> None:
     """One ID far below its neighbours is not taken for a new numbering."""
     sequence = begun(1000)
-    assert feed(sequence, [1001], time=T0 + 5000) == [Run([1001], ["1001"])]
+    assert feed(sequence, [1001], time=T0 + 5000) == [run(1001, times=[T0 + 5000])]
     assert feed(sequence, [5], time=T0 + 6000) == []
     steps = feed(sequence, [1002], time=T0 + 6000)
     assert [type(step) for step in steps] == [Refused, Run]
@@ -111,7 +116,7 @@ def test_copies_are_dropped_and_counted() -> None:
     """Rows that were written already are copies, however many."""
     sequence = begun()
     feed(sequence, [2, 3])
-    assert feed(sequence, [1, 2, 3, 4]) == [Copies([1, 2, 3]), Run([4], ["4"])]
+    assert feed(sequence, [1, 2, 3, 4]) == [Copies([1, 2, 3]), run(4)]
 
 
 def test_copy_of_a_held_row() -> None:
@@ -132,22 +137,25 @@ def test_restarted_numbering_is_recognised() -> None:
     """Two newer trades in a row with low IDs begin a new numbering."""
     sequence = begun(10**9)
     assert feed(sequence, [1], time=T0 + 900_000) == []
-    assert feed(sequence, [2], time=T0 + 900_001) == [Restarted(10**9, 1), Run([1, 2], ["1", "2"])]
-    assert feed(sequence, [3], time=T0 + 900_002) == [Run([3], ["3"])]
+    assert feed(sequence, [2], time=T0 + 900_001) == [
+        Restarted(10**9, 1),
+        run(1, 2, times=[T0 + 900_000, T0 + 900_001]),
+    ]
+    assert feed(sequence, [3], time=T0 + 900_002) == [run(3, times=[T0 + 900_002])]
 
 
 def test_ids_beyond_double_precision() -> None:
     """IDs around 2**53 and up to 2**63 are told apart."""
     for start in (2**53 - 1, 2**63 - 4):
         sequence = begun(start)
-        assert feed(sequence, [start + 1, start + 2]) == [Run([start + 1, start + 2], [str(start + 1), str(start + 2)])]
+        assert feed(sequence, [start + 1, start + 2]) == [run(start + 1, start + 2)]
 
 
 def test_finish_releases_what_is_held() -> None:
     """At the end nothing stays behind: the hole is named and the rows after it are written."""
     sequence = begun()
     feed(sequence, [7])
-    assert sequence.finish() == [Gap(2, 6), Run([7], ["7"])]
+    assert sequence.finish() == [Gap(2, 6), run(7)]
     assert sequence.held == 0
 
 

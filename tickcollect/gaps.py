@@ -41,9 +41,10 @@ CONTRADICTED_BY = 2
 
 @dataclass(frozen=True, slots=True)
 class Run(Generic[Row]):
-    """Rows to be written now, in this order, their IDs rising by one."""
+    """Rows to be written now, in this order, their IDs rising by one; `times` are their trade times."""
 
-    ids: Rows[int]
+    ids: range
+    times: Rows[int]
     rows: Rows[Row]
 
 
@@ -125,12 +126,12 @@ class Sequence(Generic[Row]):
         """Accept rows in the order of their arrival and return what follows from them, in order."""
         first = self.next_id
         if first is not None and not self._held and self._suspect is None:
-            following = first + len(ids)
-            if ids == list(range(first, following)):
-                self.next_id = following
+            expected = range(first, first + len(ids))
+            if ids == list(expected):
+                self.next_id = expected.stop
                 newest_time = max(times)
                 self.newest_time = max(self.newest_time, newest_time)
-                return [Run(ids, rows)]
+                return [Run(expected, times, rows)]
         steps = _Steps[Row]()
         for id_, time, row in zip(ids, times, rows, strict=True):
             self._take_one(id_, time, row, now_s, steps)
@@ -177,7 +178,7 @@ class Sequence(Generic[Row]):
         return place > 0 and id_ <= self.gaps[place - 1][1]
 
     def _write(self, id_: int, time: int, row: Row, steps: "_Steps[Row]") -> None:
-        steps.run(id_, row)
+        steps.run(id_, time, row)
         self.next_id = id_ + 1
         self.newest_time = max(self.newest_time, time)
 
@@ -256,10 +257,12 @@ class _Steps(Generic[Row]):
         self._done: list[Step[Row]] = []
         self._kind: type[Run[Row] | Late[Row] | Copies] | None = None
         self._ids: list[int] = []
+        self._times: list[int] = []
         self._rows: list[Row] = []
 
-    def run(self, id_: int, row: Row) -> None:
+    def run(self, id_: int, time: int, row: Row) -> None:
         self._join(Run, id_)
+        self._times.append(time)
         self._rows.append(row)
 
     def late(self, id_: int, row: Row) -> None:
@@ -285,9 +288,9 @@ class _Steps(Generic[Row]):
 
     def _close(self) -> None:
         if self._kind is Run:
-            self._done.append(Run(self._ids, self._rows))
+            self._done.append(Run(range(self._ids[0], self._ids[-1] + 1), self._times, self._rows))
         elif self._kind is Late:
             self._done.append(Late(self._ids, self._rows))
         elif self._kind is Copies:
             self._done.append(Copies(self._ids))
-        self._kind, self._ids, self._rows = None, [], []
+        self._kind, self._ids, self._times, self._rows = None, [], [], []

@@ -148,7 +148,16 @@ def links(market: Market, feeds: Sequence[tuple[str, str]], ws_url: str | None =
     ]
 
 
-def subscribe_frames(names: Sequence[str], first_id: int = 1) -> list[bytes]:
+@dataclass(frozen=True)
+class Subscribe:
+    """One SUBSCRIBE message: its ID, the streams it asks for, and the text to send."""
+
+    id: int
+    streams: tuple[str, ...]
+    payload: bytes
+
+
+def subscribe_messages(names: Sequence[str]) -> list[Subscribe]:
     """Return the SUBSCRIBE messages for `names`, to be sent `SUBSCRIBE_INTERVAL_S` apart."""
     groups: list[list[str]] = []
     room = 0
@@ -160,8 +169,8 @@ def subscribe_frames(names: Sequence[str], first_id: int = 1) -> list[bytes]:
         groups[-1].append(name)
         room -= size
     return [
-        orjson.dumps({"method": "SUBSCRIBE", "params": group, "id": first_id + number})
-        for number, group in enumerate(groups)
+        Subscribe(id_, tuple(group), orjson.dumps({"method": "SUBSCRIBE", "params": group, "id": id_}))
+        for id_, group in enumerate(groups, start=1)
     ]
 
 

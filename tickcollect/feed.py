@@ -1,0 +1,501 @@
+"""One websocket kept alive: connect, subscribe, stamp the arrival, decode, hand over, reconnect with patience.
+
+Rules:
+
+1. Arrival is stamped when the bytes of a socket read are handed to us; every message of that read gets this stamp.
+2. Nothing here waits for the writer. What arrives goes into the `Inbox`, which is bounded: when it is full the
+   connections stop reading, so that the memory stays as it is and the exchange, or in the end the lost connection,
+   notices. What is missed then is a gap like any other.
+3. The wait before the next attempt grows with each attempt that brought no data and begins anew once data came. That
+   a connection opened proves nothing. Binance allows 300 attempts per 5 minutes and IP (spot web-socket-streams.md).
+4. A refusal is understood by its status and answered with patience of its own (`REFUSALS`); `Retry-After` is obeyed.
+5. Every end of a connection, whatever its cause, is an event in the same queue as the data, in its place.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from socket import gaierror
+
+from picows import WSCloseCode, WSError, WSFrame, WSHandshakeError, WSListener, WSMsgType, WSTransport, ws_connect
+
+from tickcollect.events import Message
+from tickcollect.exchanges.binance import (
+    SUBSCRIBE_INTERVAL_S,
+    Acknowledged,
+    ControlError,
+    Decoder,
+    Link,
+    Notice,
+    ServerShutdown,
+    subscribe_messages,
+)
+
+CONTROL_FRAME_BYTES = 125
+MAX_FRAME_BYTES = 4 * 1024 * 1024
+READ_BUFFER_BYTES = 256 * 1024
+HANDSHAKE_TIMEOUT_S = 10.0
+PING_AFTER_IDLE_S = 10.0
+PONG_WITHIN_S = 10.0
+"""With the idle time before the ping, a half-open connection is noticed within 20 s."""
+ACKNOWLEDGED_WITHIN_S = 10.0
+FIRST_DELAY_S = 0.5
+LONGEST_DELAY_S = 60.0
+
+
+# --- What the writer gets ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The messages of one socket read."""
+
+    link: "LinkState"
+    received_ns: int
+    messages: Sequence[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class Odd:
+    """A payload that is not an ordinary message, and what it was taken for."""
+
+    link: "LinkState"
+    received_ns: int
+    payload: bytes
+    notice: Notice
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """A connection is open and its streams have been asked for."""
+
+    link: "LinkState"
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """A connection ended, or could not be made."""
+
+    link: "LinkState"
+    reason: str
+    remedy: str
+    retry_in_s: float
+    opened: bool
+    """Whether there had been a connection at all."""
+    urgent: bool
+    """Whether waiting alone will hardly help."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriptionRefused:
+    """The exchange answered a SUBSCRIBE with an error."""
+
+    link: "LinkState"
+    streams: Sequence[str]
+    error: ControlError
+
+
+Item = Batch | Odd | Connected | Disconnected | SubscriptionRefused
+
+
+@dataclass(slots=True, eq=False)
+class LinkState:
+    """One connection as others may see it."""
+
+    exchange: str
+    link: Link
+    connected: bool = False
+    connected_at_s: float = 0.0
+    """By the event loop's clock."""
+    connections: int = 0
+    messages: int = 0
+    drop: Callable[[str], None] | None = None
+    """Ends the present connection, for the reason given, so that a new one is made."""
+
+
+class Inbox:
+    """The bounded queue between the connections and the writer, counted in messages.
+
+    Messages count from their arrival until the writer says that it has done with them (`done`), so the limit bounds
+    all that is in memory. At the limit every connection that delivers is paused; at half of it all go on.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.waiting = 0
+        self.pauses = 0
+        self._items: deque[Item] = deque()
+        self._taken = 0
+        self._filled = asyncio.Event()
+        self._paused: list[_Listener] = []
+
+    def put(self, item: Item, source: "_Listener | None" = None) -> None:
+        """Add an item; pause `source` if that fills the queue."""
+        self._items.append(item)
+        self._filled.set()
+        if isinstance(item, Batch):
+            self.waiting += len(item.messages)
+            if self.waiting >= self.limit and source is not None and source not in self._paused:
+                self.pauses += 1
+                source.pause_reading()
+                self._paused.append(source)
+
+    async def take(self, timeout_s: float | None = None) -> list[Item]:
+        """Return all that has come, waiting for something; an empty list after `timeout_s`."""
+        if not self._items:
+            self._filled.clear()
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._filled.wait()
+            except TimeoutError:
+                return []
+        items = list(self._items)
+        self._items.clear()
+        self._taken = self.waiting
+        return items
+
+    def done(self) -> None:
+        """All that was taken has been handed over; let the connections go on."""
+        self.waiting -= self._taken
+        self._taken = 0
+        if self._paused and self.waiting <= self.limit // 2:
+            paused, self._paused = self._paused, []
+            for listener in paused:
+                listener.resume_reading()
+
+
+# --- Patience ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What an HTTP status at the handshake means, and how long to wait at least."""
+
+    meaning: str
+    remedy: str
+    wait_s: float
+
+
+_BANNED = "requests from this IP pass the exchange's limit"
+REFUSALS: dict[int, Refusal] = {
+    403: Refusal(
+        "the exchange's firewall refuses this IP",
+        "it is tried again every 5 minutes; stop other programs that use this IP",
+        300.0,
+    ),
+    418: Refusal(
+        f"this IP is banned: {_BANNED}", "nothing is sent until the ban is over; stop other programs on this IP", 120.0
+    ),
+    429: Refusal(_BANNED, "it is tried again when the exchange allows; stop other programs on this IP", 60.0),
+    451: Refusal(
+        "the exchange does not serve this country or this cloud region",
+        "run it elsewhere or, for spot, use --ws-url wss://data-stream.binance.vision",
+        300.0,
+    ),
+}
+"""Statuses that need more than a moment (Binance rest-api.md and several reports of 451 at the handshake)."""
+
+TOO_MANY_WAIT_S = 10.0
+"""After a close with 1008, which is how Binance ends a connection that sent too much; bans follow repeated offences."""
+
+
+def backoff(uniform: Callable[[float, float], float]) -> Iterator[float]:
+    """Yield the waits before the attempts that follow one without data: half a second, doubling to a minute, spread."""
+    delay_s = FIRST_DELAY_S
+    while True:
+        yield uniform(delay_s / 2, delay_s)
+        delay_s = min(delay_s * 2, LONGEST_DELAY_S)
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Why a connection ended, and what that asks for."""
+
+    reason: str
+    remedy: str = ""
+    wait_s: float = 0.0
+    opened: bool = True
+    urgent: bool = False
+
+
+def _refused_by(error: Exception, host: str) -> _End:
+    """Put the failure to connect into words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _End(
+            f"the certificate of {host} is not trusted: {error.verify_message}",
+            "check this machine's clock and its ca-certificates; somebody may be listening in",
+            60.0,
+            opened=False,
+            urgent=True,
+        )
+    if isinstance(error, gaierror):
+        return _End(
+            f"the name {host} cannot be resolved ({error.strerror})", "check the network and its DNS", opened=False
+        )
+    if isinstance(error, TimeoutError):
+        return _End(f"{host} does not answer", "check the network", opened=False)
+    if isinstance(error, WSHandshakeError) and error.response is not None:
+        return _refused_with(int(error.response.status), error.response.headers.get("Retry-After"), host)
+    detail = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+    return _End(f"{host} cannot be reached: {detail}", "check the network", opened=False)
+
+
+def _refused_with(status: int, retry_after: str | None, host: str) -> _End:
+    refusal = REFUSALS.get(status)
+    if refusal is None:
+        meaning = "its server has trouble" if status >= 500 else "that is not a websocket address of the exchange"  # noqa: PLR2004 - HTTP's class of server errors
+        wait_s = 0.0 if status >= 500 else 60.0  # noqa: PLR2004 - likewise
+        return _End(f"{host} answered HTTP {status}: {meaning}", "", wait_s, opened=False, urgent=status < 500)  # noqa: PLR2004 - likewise
+    wait_s = max(refusal.wait_s, retry_after_s(retry_after))
+    return _End(f"{host} answered HTTP {status}: {refusal.meaning}", refusal.remedy, wait_s, opened=False, urgent=True)
+
+
+def retry_after_s(value: str | None) -> float:
+    """Read a Retry-After header: seconds, or a date, which counts as the longest wait it can mean here (an hour)."""
+    if not value:
+        return 0.0
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        parsedate_to_datetime(value)
+    except ValueError:
+        return 0.0
+    return 3600.0
+
+
+# --- The connection ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a connection needs from outside."""
+
+    inbox: Inbox
+    time_ns: Callable[[], int]
+    uniform: Callable[[float, float], float]
+    user_agent: str
+    proxy: str | None = None
+    ssl_context: ssl.SSLContext | None = None
+
+
+@dataclass
+class _Subscription:
+    """Which SUBSCRIBE messages still wait for their answer."""
+
+    pending: dict[int, tuple[str, ...]] = field(default_factory=dict)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def answer(self, id_: object) -> tuple[str, ...]:
+        streams = self.pending.pop(id_, ()) if isinstance(id_, int) else ()
+        if not self.pending:
+            self.answered.set()
+        return streams
+
+
+class _Listener(WSListener):
+    """Takes the frames of one connection: payloads are gathered until the socket read is used up, then decoded."""
+
+    def __init__(self, state: LinkState, decoder: Decoder, around: Surroundings) -> None:
+        self.state = state
+        self.subscription = _Subscription()
+        self.had_data = False
+        self.shutdown_notice = False
+        self.dropped = ""
+        self._decoder = decoder
+        self._inbox = around.inbox
+        self._time_ns = around.time_ns
+        self._transport: WSTransport | None = None
+        self._payloads: list[bytes] = []
+        self._received_ns = 0
+        self._fragments: list[bytes] = []
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self._transport = transport
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        # Called for every message. No control frame is longer than 125 bytes (RFC 6455 5.5) and nearly every message
+        # is, so its size tells what asking for the frame's type would cost four times as much to tell.
+        if frame.payload_size > CONTROL_FRAME_BYTES and frame.fin and not self._fragments:
+            if not self._payloads:
+                self._received_ns = self._time_ns()
+            self._payloads.append(frame.get_payload_as_bytes())
+        else:
+            self._unusual(transport, frame)
+        if frame.last_in_buffer:
+            self._hand_over()
+
+    def _unusual(self, transport: WSTransport, frame: WSFrame) -> None:
+        """Take a short frame, a fragment, or the end of the connection."""
+        if frame.msg_type == WSMsgType.CLOSE:
+            self._hand_over()
+            transport.send_close(WSCloseCode.OK)
+            transport.disconnect()
+        elif frame.msg_type in _DATA_FRAMES:
+            self._join(frame)
+
+    def drop(self, reason: str) -> None:
+        """End the connection ourselves."""
+        self.dropped = reason
+        if self._transport is not None:
+            self._transport.send_close(WSCloseCode.OK)
+            self._transport.disconnect()
+
+    def pause_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_disconnected:
+            self._transport.underlying_transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None and not self._transport.is_disconnected:
+            self._transport.underlying_transport.resume_reading()
+
+    def _join(self, frame: WSFrame) -> None:
+        """Put together a message sent in fragments (RFC 6455 5.4)."""
+        if frame.msg_type != WSMsgType.CONTINUATION:
+            self._fragments.clear()
+        self._fragments.append(frame.get_payload_as_bytes())
+        if frame.fin:
+            if not self._payloads:
+                self._received_ns = self._time_ns()
+            self._payloads.append(b"".join(self._fragments))
+            self._fragments.clear()
+
+    def _hand_over(self) -> None:
+        if not self._payloads:
+            return
+        payloads, self._payloads = self._payloads, []
+        messages = self._decoder.messages(payloads)
+        if messages is None:
+            messages = self._one_by_one(payloads)
+        if messages:
+            self.had_data = True
+            self.state.messages += len(messages)
+            self._inbox.put(Batch(self.state, self._received_ns, messages), self)
+
+    def _one_by_one(self, payloads: Sequence[bytes]) -> list[Message]:
+        """Decode a read that holds something else than ordinary messages."""
+        messages: list[Message] = []
+        for payload in payloads:
+            decoded = self._decoder.message(payload)
+            if isinstance(decoded, Message):
+                messages.append(decoded)
+            else:
+                self._notice(payload, decoded)
+        return messages
+
+    def _notice(self, payload: bytes, notice: Notice) -> None:
+        match notice:
+            case Acknowledged(id_):
+                self.subscription.answer(id_)
+            case ControlError() as error:
+                streams = self.subscription.answer(error.id)
+                self._inbox.put(SubscriptionRefused(self.state, streams, error))
+            case ServerShutdown():
+                self.shutdown_notice = True
+                self.drop("the exchange announced that this server shuts down")
+            case _:
+                self._inbox.put(Odd(self.state, self._received_ns, payload, notice))
+
+
+_DATA_FRAMES = (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION)
+
+
+async def keep(state: LinkState, decoder: Decoder, around: Surroundings) -> None:
+    """Keep one connection alive until cancelled; all that happens goes into the inbox."""
+    waits = backoff(around.uniform)
+    while True:
+        listener, end = await _live(state, decoder, around)
+        if listener is not None and listener.had_data:
+            waits = backoff(around.uniform)
+        at_once = listener is not None and listener.shutdown_notice
+        wait_s = 0.0 if at_once else max(next(waits), end.wait_s)
+        state.connected = False
+        around.inbox.put(Disconnected(state, end.reason, end.remedy, wait_s, end.opened, end.urgent))
+        await asyncio.sleep(wait_s)
+
+
+async def _live(state: LinkState, decoder: Decoder, around: Surroundings) -> tuple[_Listener | None, _End]:
+    """Make one connection and see it through to its end."""
+    host = state.link.url.split("/")[2]
+    try:
+        transport, listener = await ws_connect(
+            lambda: _Listener(state, decoder, around),
+            state.link.url,
+            ssl_context=around.ssl_context,
+            websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+            enable_auto_ping=True,
+            auto_ping_idle_timeout=PING_AFTER_IDLE_S,
+            auto_ping_reply_timeout=PONG_WITHIN_S,
+            max_frame_size=MAX_FRAME_BYTES,
+            read_buffer_init_size=READ_BUFFER_BYTES,
+            max_redirects=0,
+            proxy=around.proxy,
+            extra_headers={"User-Agent": around.user_agent},
+        )
+    except (OSError, WSError) as error:
+        return None, _refused_by(error, host)
+    if not isinstance(listener, _Listener):
+        return None, _End(f"{host} closed the connection during the handshake", opened=False)
+    state.connections += 1
+    state.drop = listener.drop
+    try:
+        end = await _carry(state, transport, listener, around)
+    finally:
+        state.drop = None
+        listener.resume_reading()
+        listener.drop(listener.dropped)
+    return listener, _End(listener.dropped) if listener.dropped else end
+
+
+async def _carry(state: LinkState, transport: WSTransport, listener: _Listener, around: Surroundings) -> _End:
+    """Subscribe on an open connection and wait for its end."""
+    subscribing = asyncio.create_task(_subscribe(state, transport, listener, around))
+    ended = asyncio.ensure_future(transport.wait_disconnected())
+    try:
+        await asyncio.wait({subscribing, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done() and not subscribing.result():
+            return _End("the exchange did not answer SUBSCRIBE", wait_s=TOO_MANY_WAIT_S)
+        try:
+            await ended
+        except WSError as error:
+            return _End(f"the exchange broke the websocket protocol: {error}", wait_s=TOO_MANY_WAIT_S)
+    finally:
+        subscribing.cancel()
+        ended.cancel()
+    return _closed(transport)
+
+
+async def _subscribe(state: LinkState, transport: WSTransport, listener: _Listener, around: Surroundings) -> bool:
+    """Send the SUBSCRIBE messages at the allowed pace and tell whether all were answered."""
+    subscription = listener.subscription
+    asked = subscribe_messages(state.link.streams)
+    subscription.pending = {subscribe.id: subscribe.streams for subscribe in asked}
+    for subscribe in asked:
+        if subscribe is not asked[0]:
+            await asyncio.sleep(SUBSCRIBE_INTERVAL_S)
+        transport.send(WSMsgType.TEXT, subscribe.payload)
+    state.connected = True
+    state.connected_at_s = asyncio.get_running_loop().time()
+    around.inbox.put(Connected(state))
+    try:
+        async with asyncio.timeout(ACKNOWLEDGED_WITHIN_S):
+            await subscription.answered.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+def _closed(transport: WSTransport) -> _End:
+    """Put the end of a connection into words."""
+    handshake = transport.close_handshake
+    if handshake is not None and handshake.recv is not None:
+        code = handshake.recv.code
+        number = code.value if isinstance(code, WSCloseCode) else code
+        reason = f": {handshake.recv.reason}" if handshake.recv.reason else ""
+        wait_s = TOO_MANY_WAIT_S if code == WSCloseCode.POLICY_VIOLATION else 0.0
+        return _End(f"the exchange closed the connection with code {number}{reason}", wait_s=wait_s)
+    if handshake is not None and handshake.sent is not None:
+        return _End(f"no answer to ping: {handshake.sent.reason}")
+    return _End("the connection broke off without a close frame")
