@@ -16,7 +16,7 @@ data (2026-08) and change log (to 2026-10).
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import parse_qsl, unquote
@@ -64,17 +64,17 @@ class History(Protocol):
         """The symbols of the market."""
 
     def trades(self, symbol: str, wanted: Wanted) -> list[Trade]:
-        """The public single trades, rising by ID."""
+        """Return the public single trades, rising by ID."""
 
     def aggregates(self, symbol: str, wanted: Wanted) -> list[Aggregate]:
-        """The aggregate trades, rising by ID."""
+        """Return the aggregate trades, rising by ID."""
 
     def newest_ms(self, symbol: str) -> int:
-        """The time of the symbol's newest row, 0 where there is none."""
+        """Return the time of the symbol's newest row, 0 where there is none."""
 
 
 def parse_request(target: str, headers: Mapping[str, str]) -> Request:
-    """A request from its target as it stands in the request line."""
+    """Read a request from its target as it stands in the request line."""
     path, _, query = target.partition("?")
     return Request(unquote(path), tuple(parse_qsl(query, keep_blank_values=True)), headers)
 
@@ -262,35 +262,48 @@ def _trades(call: _Call) -> list[dict[str, Any]]:
     rows = call.history.trades(listing.symbol, wanted)
     if wanted.from_id is not None and rows:
         _refuse_beyond_window(call, listing.symbol, rows[0].time_ms)
-    shape, factor = _TRADE_ROWS[call.venue.exchange], _time_factor(call)
-    return [shape(row, format(Decimal(row.price) * Decimal(row.quantity), "f"), row.time_ms * factor) for row in rows]
+    row_of, factor = _TRADE_ROWS[call.venue.exchange], _time_factor(call)
+    return [row_of(listing, row, row.time_ms * factor) for row in rows]
 
 
-_TRADE_ROWS: Mapping[str, Callable[[Trade, str, int], dict[str, Any]]] = {
-    "binance": lambda row, value, time: {
+def _value(row: Trade) -> str:
+    return format(Decimal(row.price) * Decimal(row.quantity), "f")
+
+
+def _base_quantity(listing: Listing, row: Trade) -> str:
+    """Return what `quantity` contracts come to in the base asset."""
+    return format(Decimal(row.quantity) * _contract_size(listing) / Decimal(row.price), ".8f")
+
+
+def _contract_size(listing: Listing) -> int:
+    """Return what a COIN-M contract is worth in USD."""
+    return 100 if listing.base == "BTC" else 10
+
+
+_TRADE_ROWS: Mapping[str, Callable[[Listing, Trade, int], dict[str, Any]]] = {
+    "binance": lambda _, row, time: {
         "id": row.id,
         "price": row.price,
         "qty": row.quantity,
-        "quoteQty": value,
+        "quoteQty": _value(row),
         "time": time,
         "isBuyerMaker": row.buyer_is_maker,
         "isBestMatch": True,
     },
-    "binance-futures": lambda row, value, time: {
+    "binance-futures": lambda _, row, time: {
         "id": row.id,
         "price": row.price,
         "qty": row.quantity,
-        "quoteQty": value,
+        "quoteQty": _value(row),
         "time": time,
         "isBuyerMaker": row.buyer_is_maker,
         "isRPITrade": False,
     },
-    "binance-delivery": lambda row, _, time: {
+    "binance-delivery": lambda listing, row, time: {
         "id": row.id,
         "price": row.price,
         "qty": row.quantity,
-        # A contract is worth 100 USD for BTC and 10 USD for the others; the base's amount follows from the price.
-        "baseQty": format(Decimal(row.quantity) * 100 / (Decimal(row.price) or 1), ".8f"),
+        "baseQty": _base_quantity(listing, row),
         "time": time,
         "isBuyerMaker": row.buyer_is_maker,
     },
@@ -426,7 +439,7 @@ def _contract_listing(venue: Venue, listing: Listing) -> dict[str, Any]:
         "timeInForce": ["GTC", "IOC", "FOK", "GTX"],
     }
     if venue.exchange == "binance-delivery":
-        size = 100 if listing.base == "BTC" else 10
+        size = _contract_size(listing)
         return {**contract, "contractStatus": "TRADING", "contractSize": size, "equalQtyPrecision": 4}
     return {**contract, "status": "TRADING"}
 

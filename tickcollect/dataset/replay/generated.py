@@ -19,10 +19,11 @@ import math
 import random
 import string
 from bisect import bisect_right
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import accumulate, chain, islice, product
+from itertools import accumulate, chain, count, islice, product
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -56,13 +57,15 @@ _UNUSUAL = ("NA",) * 18 + ("INSURANCE_FUND", "ADL")  # what an ID without a publ
 _TRADE_DELAY_MS = 3  # from trade to message, at most
 _AGGREGATE_DELAY_MS = {"binance": 3, "binance-futures": 171, "binance-delivery": 171}
 
+_QUANTITIES = 0.8  # exponent of the trades' quantities: mostly a few smallest units, seldom thousands
+_MOST_UNITS = 100_000
+_NOISE = 2e-5  # how far a price strays from one order to the next, as a share
+_LOWEST_TICKS = 100  # no price falls lower
+_NS_PER_MS = 1_000_000
+_KINDS = ("trade", "aggTrade")
+
 _KNOWN = {"BTC": 64_000.0, "ETH": 2_700.0, "SOL": 150.0, "XRP": 0.58, "DOGE": 0.12, "BNB": 570.0}
 _CENTS_FROM = 10_000.0  # the price from which two decimals are enough
-
-
-class _Epoch(NamedTuple):
-    trades: list[tuple[int, Trade]]  # (time of the message in ms, row)
-    aggregates: list[tuple[int, Aggregate]]
 
 
 class _Scale(NamedTuple):
@@ -71,38 +74,46 @@ class _Scale(NamedTuple):
     decimals: int
     padding: str = ""
 
-    def text(self, units: int) -> str:
-        """`units` as decimal text."""
-        if self.decimals == 0:
-            return str(units)
-        whole, part = divmod(units, 10**self.decimals)
-        return f"{whole}.{part:0{self.decimals}d}{self.padding}"
+
+@lru_cache(maxsize=100_000)
+def _text(units: int, scale: _Scale) -> str:
+    if scale.decimals == 0:
+        return str(units)
+    whole, part = divmod(units, 10**scale.decimals)
+    return f"{whole}.{part:0{scale.decimals}d}{scale.padding}"
+
+
+class _Rows(NamedTuple):
+    """The rows of one epoch with the ns at which each is sent, rising, no two alike."""
+
+    trades: list[tuple[int, Trade]]
+    aggregates: list[tuple[int, Aggregate]]
 
 
 @dataclass(frozen=True)
 class _Book:
-    """One symbol: how fast it trades, at which price, and the numbers of its rows."""
+    """One symbol: how fast it trades, at which price, and how many rows each epoch of a cycle has."""
 
     listing: Listing
     base_ticks: int
-    price: "_Scale"
-    quantity: "_Scale"
+    price: _Scale
+    quantity: _Scale
     epoch_ms: int
-    trades: tuple[int, ...]  # how many IDs each epoch of a cycle has
+    trades: tuple[int, ...]
     aggregates: tuple[int, ...]
 
     def first_id(self, counts: tuple[int, ...], epoch: int) -> int:
-        """The ID of the first row of `epoch`."""
+        """Return the ID of the first row of `epoch`."""
         cycles, place = divmod(epoch, len(counts))
         return 1 + cycles * sum(counts) + sum(counts[:place])
 
     def epoch_of_id(self, counts: tuple[int, ...], row_id: int) -> int:
-        """The epoch that holds the row `row_id`."""
+        """Return the epoch that holds the row `row_id`."""
         cycles, rest = divmod(max(row_id, 1) - 1, sum(counts))
         return cycles * len(counts) + bisect_right(list(accumulate(counts)), rest)
 
     def epoch_at(self, time_ms: int) -> int:
-        """The epoch that `time_ms` falls into."""
+        """Return the epoch that `time_ms` falls into."""
         return max(0, (time_ms - _ORIGIN_MS) // self.epoch_ms)
 
 
@@ -122,7 +133,7 @@ class GeneratedMarket:
     activity: float = 1.0
     duration_s: float | None = None
     _books: dict[str, _Book] = field(init=False, repr=False)
-    _passed_ms: dict[str, int] = field(init=False, repr=False, default_factory=dict)
+    _present_ns: dict[str, int] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._venue = VENUES[self.exchange]
@@ -142,7 +153,7 @@ class GeneratedMarket:
     @property
     def streams(self) -> Collection[str]:
         """Every stream it can play."""
-        return [f"{name.lower()}@{kind}" for name in self._books for kind in ("trade", "aggTrade")]
+        return [_stream_name(symbol, kind) for symbol in self._books for kind in _KINDS]
 
     @property
     def total(self) -> int | None:
@@ -150,98 +161,109 @@ class GeneratedMarket:
         return None
 
     def messages(self, streams: Collection[str]) -> Iterator[Message]:
-        """The messages of `streams` from the start on, by market time."""
+        """Yield the messages of `streams` from the start on, by market time."""
         wanted = set(streams)
         playing = [
-            self._stream(book, kind)
-            for name, book in self._books.items()
-            for kind in ("trade", "aggTrade")
-            if f"{name.lower()}@{kind}" in wanted
+            self._stream(symbol, kind)
+            for symbol in self._books
+            for kind in _KINDS
+            if _stream_name(symbol, kind) in wanted
         ]
         return playing[0] if len(playing) == 1 else heapq.merge(*playing, key=itemgetter(0))
 
     def passed(self, played: Message) -> None:
         """Note that the market has come to this message."""
-        self._passed_ms[played.stream] = played.at_ns // 1_000_000
+        self._present_ns[played.stream] = played.at_ns
 
     # History
 
     def trades(self, symbol: str, wanted: Wanted) -> list[Trade]:
-        """The public trades up to the market's present."""
-        rows = self._rows(symbol, "trade", wanted)
-        return [row for row in rows if isinstance(row, Trade)]
+        """Return the public trades up to the market's present."""
+        rows = (row for row in self._history(symbol, "trade", wanted) if isinstance(row, Trade))
+        return list(rows)
 
     def aggregates(self, symbol: str, wanted: Wanted) -> list[Aggregate]:
-        """The aggregates up to the market's present."""
-        rows = self._rows(symbol, "aggTrade", wanted)
-        return [row for row in rows if isinstance(row, Aggregate)]
+        """Return the aggregates up to the market's present."""
+        rows = (row for row in self._history(symbol, "aggTrade", wanted) if isinstance(row, Aggregate))
+        return list(rows)
 
     def newest_ms(self, symbol: str) -> int:
-        """The market's present for `symbol`, in ms."""
-        return max(self._present_ms(symbol, "trade"), self._present_ms(symbol, "aggTrade"))
+        """Return the market's present for `symbol`, in ms."""
+        return max(self._present(symbol, kind) for kind in _KINDS) // _NS_PER_MS
 
-    def _present_ms(self, symbol: str, kind: str) -> int:
-        return self._passed_ms.get(f"{symbol.lower()}@{kind}", self.start_ms - 1)
+    def _present(self, symbol: str, kind: str) -> int:
+        """Return the ns up to which the rows of a stream are history."""
+        return self._present_ns.get(_stream_name(symbol, kind), self.start_ms * _NS_PER_MS - 1)
 
-    def _rows(self, symbol: str, kind: str, wanted: Wanted) -> list[Trade | Aggregate]:
+    def _history(self, symbol: str, kind: str, wanted: Wanted) -> list[Trade | Aggregate]:
         book = self._books[symbol]
-        counts = book.trades if kind == "trade" else book.aggregates
-        present_ms = self._present_ms(symbol, kind)
-        newest_first = wanted.from_id is None and wanted.start_ms is None
-        if wanted.from_id is not None:
-            epoch = book.epoch_of_id(counts, wanted.from_id)
-        elif wanted.start_ms is not None:
-            epoch = book.epoch_at(wanted.start_ms)
+        present_ms = self._present(symbol, kind) // _NS_PER_MS
+        if wanted.from_id is None and wanted.start_ms is None:
+            end_ms = present_ms if wanted.end_ms is None else min(wanted.end_ms, present_ms)
+            return self._newest(symbol, kind, wanted, book.epoch_at(end_ms))
+        if wanted.from_id is None:
+            begin = book.epoch_at(wanted.start_ms or 0)
         else:
-            epoch = book.epoch_at(present_ms if wanted.end_ms is None else min(wanted.end_ms, present_ms))
+            begin = book.epoch_of_id(book.trades if kind == "trade" else book.aggregates, wanted.from_id)
+        return self._oldest(symbol, kind, wanted, range(begin, book.epoch_at(present_ms) + 1))
+
+    def _newest(self, symbol: str, kind: str, wanted: Wanted, last_epoch: int) -> list[Trade | Aggregate]:
         found: list[Trade | Aggregate] = []
-        last_epoch = book.epoch_at(present_ms)
-        while 0 <= epoch <= last_epoch and len(found) < wanted.limit:
-            made = self._epoch(symbol, epoch)
-            rows = made.trades if kind == "trade" else made.aggregates
-            matching = [row for at_ms, row in rows if at_ms <= present_ms and _matches(row, wanted)]
-            found = matching + found if newest_first else found + matching
-            epoch += -1 if newest_first else 1
-            if matching == [] and _is_past(rows, wanted):
+        for epoch in range(last_epoch, -1, -1):
+            found = [row for row in self._public(symbol, kind, epoch) if _matches(row, wanted)] + found
+            if len(found) >= wanted.limit:
                 break
-        return found[-wanted.limit :] if newest_first else found[: wanted.limit]
+        return found[-wanted.limit :]
+
+    def _oldest(self, symbol: str, kind: str, wanted: Wanted, epochs: range) -> list[Trade | Aggregate]:
+        found: list[Trade | Aggregate] = []
+        for epoch in epochs:
+            rows = self._public(symbol, kind, epoch)
+            found += [row for row in rows if _matches(row, wanted)]
+            is_past = wanted.end_ms is not None and bool(rows) and rows[-1].time_ms > wanted.end_ms
+            if is_past or len(found) >= wanted.limit:
+                break
+        return found[: wanted.limit]
+
+    def _public(self, symbol: str, kind: str, epoch: int) -> list[Trade | Aggregate]:
+        """Return what REST may show of an epoch: rows already played, without placeholders and their like."""
+        present_ns, made = self._present(symbol, kind), self._epoch(symbol, epoch)
+        if kind == "trade":
+            return [row for at_ns, row in made.trades if at_ns <= present_ns and row.kind == "MARKET"]
+        return [row for at_ns, row in made.aggregates if at_ns <= present_ns]
 
     # Playing
 
-    def _stream(self, book: _Book, kind: str) -> Iterator[Message]:
-        symbol = book.listing.symbol
-        stream = f"{symbol.lower()}@{kind}"
-        end_ms = math.inf if self.duration_s is None else self.start_ms + self.duration_s * 1000
-        epoch = book.epoch_at(self.start_ms)
-        while True:
+    def _stream(self, symbol: str, kind: str) -> Iterator[Message]:
+        book, stream, venue = self._books[symbol], _stream_name(symbol, kind), self._venue
+        start_ns = self.start_ms * _NS_PER_MS
+        end_ns = math.inf if self.duration_s is None else start_ns + self.duration_s * 1e9
+        for epoch in count(book.epoch_at(self.start_ms)):
             made = self._epoch(symbol, epoch)
-            rows = made.trades if kind == "trade" else made.aggregates
-            for at_ms, row in rows:
-                if at_ms < self.start_ms:
-                    continue
-                if at_ms >= end_ms:
+            sent: Iterable[tuple[int, bytes]]
+            if kind == "trade":
+                sent = ((at, trade_data(venue, symbol, row, at // _NS_PER_MS)) for at, row in made.trades)
+            else:
+                sent = ((at, aggregate_data(venue, symbol, row, at // _NS_PER_MS)) for at, row in made.aggregates)
+            for at_ns, data in sent:
+                if at_ns >= end_ns:
                     return
-                yield message(at_ms * 1_000_000, stream, self._data(symbol, row, at_ms))
-            epoch += 1
-            if _ORIGIN_MS + epoch * book.epoch_ms >= end_ms:
+                if at_ns >= start_ns:
+                    yield message(at_ns, stream, data)
+            if (_ORIGIN_MS + (epoch + 1) * book.epoch_ms) * _NS_PER_MS >= end_ns:
                 return
 
-    def _data(self, symbol: str, row: Trade | Aggregate, at_ms: int) -> bytes:
-        if isinstance(row, Trade):
-            return trade_data(self._venue, symbol, row, at_ms)
-        return aggregate_data(self._venue, symbol, row, at_ms)
-
-    # Making
-
-    def _make_epoch(self, symbol: str, epoch: int) -> _Epoch:
+    def _make_epoch(self, symbol: str, epoch: int) -> _Rows:
         # Seeding with text gives the same numbers on every version of Python.
         rng = random.Random(f"{self.seed}/{symbol}/{epoch}")  # noqa: S311 (a market, not a secret)
-        return _Making(self._venue, self._books[symbol], self.seed, epoch, rng).run()
+        return _Epoch(self._venue, self._books[symbol], self.seed, epoch, rng).make()
+
+
+def _stream_name(symbol: str, kind: str) -> str:
+    return f"{symbol.lower()}@{kind}"
 
 
 def _matches(row: Trade | Aggregate, wanted: Wanted) -> bool:
-    if isinstance(row, Trade) and row.kind != "MARKET":
-        return False
     return (
         (wanted.from_id is None or row.id >= wanted.from_id)
         and (wanted.start_ms is None or row.time_ms >= wanted.start_ms)
@@ -249,38 +271,53 @@ def _matches(row: Trade | Aggregate, wanted: Wanted) -> bool:
     )
 
 
-def _is_past(rows: Sequence[tuple[int, Trade | Aggregate]], wanted: Wanted) -> bool:
-    """Whether an epoch lies behind the end that was asked for, so that looking further finds nothing."""
-    if wanted.end_ms is None or not rows or (wanted.from_id is None and wanted.start_ms is None):
-        return False
-    return rows[0][1].time_ms > wanted.end_ms
-
-
 # One epoch
 
 
+class _Order(NamedTuple):
+    """A taker's order: when, at which price it begins, and the number of trades at each price it takes."""
+
+    time_ms: int
+    ticks: int
+    buyer_is_maker: bool
+    sizes: list[int]
+
+
 @dataclass
-class _Making:
-    """The making of one epoch, from its order times to its rows."""
+class _Epoch:
+    """The making of one epoch."""
 
     venue: Venue
     book: _Book
     seed: int
-    epoch: int
+    number: int
     rng: random.Random
 
-    def run(self) -> _Epoch:
+    def __post_init__(self) -> None:
+        self._rows = _Rows([], [])
+        self._begin_ms = _ORIGIN_MS + self.number * self.book.epoch_ms
+        self._trade_id = self.book.first_id(self.book.trades, self.number)
+        self._aggregate_id = self.book.first_id(self.book.aggregates, self.number)
+        self._trade_ns = self._aggregate_ns = self._begin_ms * _NS_PER_MS
+
+    def make(self) -> _Rows:
         """Make the epoch's rows."""
-        place = self.epoch % len(_CYCLE)
+        place = self.number % len(_CYCLE)
         ids, aggregates = self.book.trades[place], self.book.aggregates[place]
-        placeholders = 0 if self.venue.is_spot else int(ids * _PLACEHOLDERS_PER_TRADE + self.rng.random())
-        placeholders = min(placeholders, ids - aggregates)
-        sizes = self._sizes(aggregates, ids - aggregates - placeholders)
-        orders = self._orders(sizes)
-        return self._rows(orders, self._times(len(orders)), placeholders)
+        placeholders = 0
+        if not self.venue.is_spot:
+            placeholders = min(int(ids * _PLACEHOLDERS_PER_TRADE + self.rng.random()), ids - aggregates)
+        orders = self._orders(self._sizes(aggregates, ids - aggregates - placeholders))
+        before = Counter(self.rng.randrange(len(orders)) for _ in range(placeholders))
+        for number, order in enumerate(orders):
+            self._advance(order)
+            for _ in range(before[number]):
+                self._add_placeholder(order)
+            self._fill(order)
+        return self._rows
 
     def _sizes(self, aggregates: int, spare: int) -> list[int]:
-        """How many trades each aggregate has: one each, and the spare ones by a heavy-tailed share."""
+        """Draw how many trades each aggregate has: one each, and the spare ones by a heavy-tailed share."""
         weights = [self.rng.paretovariate(_SWEEP) - 1 for _ in range(aggregates)]
         total = sum(weights) or 1.0
         extra = [int(weight / total * spare) for weight in weights]
@@ -288,106 +325,97 @@ class _Making:
             extra[place % aggregates] += 1
         return [1 + more for more in extra]
 
-    def _orders(self, sizes: list[int]) -> list[list[int]]:
-        orders: list[list[int]] = []
+    def _orders(self, sizes: list[int]) -> list[_Order]:
+        """Group aggregates to orders, and give each its time, price and side."""
+        grouped: list[list[int]] = []
         for size in sizes:
-            if orders and self.rng.random() > 1 / _AGGREGATES_PER_ORDER:
-                orders[-1].append(size)
+            if grouped and self.rng.random() > 1 / _AGGREGATES_PER_ORDER:
+                grouped[-1].append(size)
             else:
-                orders.append([size])
-        return orders
+                grouped.append([size])
+        times, prices = self._times(len(grouped)), self._prices(len(grouped))
+        sides = [self.rng.getrandbits(1) == 1 for _ in grouped]
+        return [_Order(*facts) for facts in zip(times, prices, sides, grouped, strict=True)]
 
     def _times(self, orders: int) -> list[int]:
-        """When the orders come, in ms from the epoch's beginning: most in clumps, the rest anywhere."""
+        """Draw when the orders come: most in clumps, the rest anywhere."""
         length, rng = self.book.epoch_ms, self.rng
         clumps = [rng.random() * length for _ in range(1 + orders // _ORDERS_PER_CLUMP)]
         times = [
             rng.choice(clumps) + rng.expovariate(1 / _CLUMP_MS) if rng.random() < _CLUMPED else rng.random() * length
             for _ in range(orders)
         ]
-        return sorted(int(time) % length for time in times)
-
-    def _rows(self, orders: list[list[int]], times: list[int], placeholders: int) -> _Epoch:
-        rng, made = self.rng, _Epoch([], [])
-        trade_id = self.book.first_id(self.book.trades, self.epoch)
-        row_id = self.book.first_id(self.book.aggregates, self.epoch)
-        unusual = sorted(rng.randrange(len(orders)) for _ in range(placeholders))
-        begin_ms = _ORIGIN_MS + self.epoch * self.book.epoch_ms
-        end_ms = begin_ms + self.book.epoch_ms - 1
-        prices = self._prices(len(orders))
-        trade_sent = aggregate_sent = begin_ms
-        for order, (offset, sizes, price) in enumerate(zip(times, orders, prices, strict=True)):
-            time_ms = begin_ms + offset
-            trade_sent = max(trade_sent, min(time_ms + rng.randrange(_TRADE_DELAY_MS), end_ms))
-            delay = rng.randrange(_AGGREGATE_DELAY_MS[self.venue.exchange])
-            aggregate_sent = max(aggregate_sent, min(time_ms + delay, end_ms))
-            while unusual and unusual[0] == order:
-                unusual.pop(0)
-                made.trades.append((trade_sent, self._unusual(trade_id, time_ms, price)))
-                trade_id += 1
-            maker = rng.random() < 0.5  # noqa: PLR2004 (a fair coin)
-            for size in sizes:
-                row = self._fill(made, (row_id, trade_id, time_ms, price), size, maker, trade_sent)
-                made.aggregates.append((aggregate_sent, row))
-                row_id += 1
-                trade_id += size
-                price += -1 if maker else 1  # noqa: PLW2901 (the order goes on at the next price)
-        return made
-
-    def _fill(
-        self,
-        made: _Epoch,
-        start: tuple[int, int, int, int],
-        size: int,
-        maker: bool,
-        sent_ms: int,  # noqa: FBT001 (a field of the row)
-    ) -> Aggregate:
-        """Append one aggregate's trades; the aggregate that covers them."""
-        row_id, trade_id, time_ms, ticks = start
-        price = self.book.price.text(ticks)
-        total = 0
-        for each in range(trade_id, trade_id + size):
-            quantity = 1 + int(self.rng.paretovariate(0.8) * 10) % 100_000
-            total += quantity
-            text = self.book.quantity.text(quantity)
-            made.trades.append((sent_ms, Trade(each, price, text, time_ms, maker)))
-        text = self.book.quantity.text(total)
-        normal = text if self.venue.exchange == "binance-futures" else ""
-        return Aggregate(row_id, price, text, trade_id, trade_id + size - 1, time_ms, maker, normal)
-
-    def _unusual(self, trade_id: int, time_ms: int, ticks: int) -> Trade:
-        kind = self.rng.choice(_UNUSUAL)
-        if kind == "NA":
-            return Trade(trade_id, "0", "0", time_ms, buyer_is_maker=False, kind=kind)
-        price = self.book.price.text(ticks)
-        return Trade(trade_id, price, self.book.quantity.text(1), time_ms, buyer_is_maker=True, kind=kind)
+        return sorted(self._begin_ms + int(time) % length for time in times)
 
     def _prices(self, orders: int) -> list[int]:
-        """The price of each order in ticks: from this epoch's level to the next one's, with noise between."""
-        begin, end = self._level(self.epoch), self._level(self.epoch + 1)
-        width = max(2.0, self.book.base_ticks * 2e-5)
+        """Draw the price of each order in ticks: from this epoch's level to the next one's, with noise between."""
+        begin, end = self._level(self.number), self._level(self.number + 1)
+        width = max(2.0, self.book.base_ticks * _NOISE)
         noise, prices = 0.0, []
         for place in range(orders):
-            noise = noise * 0.97 + self.rng.gauss(0, width / 4)
+            noise = noise * 0.97 + self.rng.gauss(0, width)
             part = place / orders
-            prices.append(max(100, round(begin + (end - begin) * part + noise * 4 * part * (1 - part))))
+            prices.append(max(_LOWEST_TICKS, round(begin + (end - begin) * part + noise * part * (1 - part))))
         return prices
 
     def _level(self, epoch: int) -> int:
+        """Return the price in ticks at the beginning of an epoch: two slow waves around the symbol's own."""
         minutes = epoch * self.book.epoch_ms / 60_000
         phase = self.seed % 100 + self.book.base_ticks % 7
         wave = 0.02 * math.sin(minutes / 700 + phase) + 0.004 * math.sin(minutes / 45 + 2 * phase)
         return round(self.book.base_ticks * (1 + wave))
 
+    def _advance(self, order: _Order) -> None:
+        """Move to when the order's messages are sent, which stays within the epoch."""
+        trade_ms = order.time_ms + self.rng.randrange(_TRADE_DELAY_MS)
+        aggregate_ms = order.time_ms + self.rng.randrange(_AGGREGATE_DELAY_MS[self.venue.exchange])
+        end_ms = self._begin_ms + self.book.epoch_ms - 1
+        self._trade_ns = max(self._trade_ns, min(trade_ms, end_ms) * _NS_PER_MS)
+        self._aggregate_ns = max(self._aggregate_ns, min(aggregate_ms, end_ms) * _NS_PER_MS)
+
+    def _fill(self, order: _Order) -> None:
+        """Add the order's trades, and the aggregates that cover them."""
+        trades, scale, pareto = self._rows.trades, self.book.quantity, self.rng.paretovariate
+        time_ms, ticks, maker, sizes = order
+        for size in sizes:
+            price, total, first_id, at_ns = _text(ticks, self.book.price), 0, self._trade_id, self._trade_ns
+            for offset in range(size):
+                quantity = 1 + int(pareto(_QUANTITIES) * 10) % _MOST_UNITS
+                total += quantity
+                row = Trade(first_id + offset, price, _text(quantity, scale), time_ms, maker)
+                trades.append((at_ns + offset, row))
+            self._trade_id, self._trade_ns = first_id + size, at_ns + size
+            self._add_aggregate(first_id, price, _text(total, scale), order)
+            ticks += -1 if maker else 1
+
+    def _add_aggregate(self, first_id: int, price: str, quantity: str, order: _Order) -> None:
+        normal = quantity if self.venue.exchange == "binance-futures" else ""
+        ids = (first_id, self._trade_id - 1)
+        row = Aggregate(self._aggregate_id, price, quantity, *ids, order.time_ms, order.buyer_is_maker, normal)
+        self._rows.aggregates.append((self._aggregate_ns, row))
+        self._aggregate_id += 1
+        self._aggregate_ns += 1
+
+    def _add_placeholder(self, order: _Order) -> None:
+        """Add a trade ID that stands for no public trade."""
+        kind = self.rng.choice(_UNUSUAL)
+        price, quantity = _text(order.ticks, self.book.price), _text(1, self.book.quantity)
+        if kind == "NA":
+            price = quantity = "0"
+        row = Trade(self._trade_id, price, quantity, order.time_ms, order.buyer_is_maker, kind)
+        self._rows.trades.append((self._trade_ns, row))
+        self._trade_id += 1
+        self._trade_ns += 1
+
 
 # Symbols
 
 
-def _names(count: int) -> list[tuple[str, float]]:
-    """`count` base assets and the price around which each trades: known ones first, then made-up ones."""
+def _names(number: int) -> list[tuple[str, float]]:
+    """Return `number` base assets and the price around which each trades: known ones first, then made-up ones."""
     letters = string.ascii_uppercase
     made_up = (("Q" + "".join(name), 10.0 ** (1 - place % 4)) for place, name in enumerate(product(letters, repeat=3)))
-    return list(islice(chain(_KNOWN.items(), made_up), count))
+    return list(islice(chain(_KNOWN.items(), made_up), number))
 
 
 def _book(exchange: str, base: str, price: float, per_minute: float) -> _Book:
@@ -395,15 +423,15 @@ def _book(exchange: str, base: str, price: float, per_minute: float) -> _Book:
     decimals = max(1, 5 - math.ceil(math.log10(price)) if price < _CENTS_FROM else 2)
     scale = _Scale(decimals, "0" * max(0, form.printed_decimals - decimals))
     mean = max(_FEWEST_PER_EPOCH, min(_MOST_PER_EPOCH, round(per_minute)))
-    trades = tuple(max(2, round(mean * share)) for share in _CYCLE)
+    trades = tuple(max(1, round(mean * share)) for share in _CYCLE)
     return _Book(
-        listing=Listing(form.symbol.format(base=base), base, form.quote, scale.text(1), form.quantity.text(1)),
+        listing=Listing(form.symbol.format(base=base), base, form.quote, _text(1, scale), _text(1, form.quantity)),
         base_ticks=round(price * 10**decimals),
         price=scale,
         quantity=form.quantity,
         epoch_ms=max(1, round(mean / per_minute * 60_000)),
         trades=trades,
-        aggregates=tuple(max(1, math.ceil(count / _TRADES_PER_AGGREGATE)) for count in trades),
+        aggregates=tuple(max(1, math.ceil(each / _TRADES_PER_AGGREGATE)) for each in trades),
     )
 
 

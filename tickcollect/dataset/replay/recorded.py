@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Annotated, Any, NamedTuple
 
 import msgspec
 import zstandard
@@ -55,24 +55,32 @@ class RecordingError(Exception):
     """A file that cannot be replayed: which, why, and what to do."""
 
 
+class NoRecordingError(RecordingError):
+    """A file that can be read, but holds no message."""
+
+
 # Opening
+
+
+def _open_plain(path: Path) -> IO[bytes]:
+    return path.open("rb")
 
 
 _OPENERS: Mapping[str, Callable[[Path], IO[bytes]]] = {
     ".gz": lambda path: io.BufferedReader(gzip.GzipFile(path)),
-    ".zst": lambda path: io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True)),
+    ".zst": lambda path: zstandard.open(path, "rb"),
 }
 
 
 @contextmanager
 def _lines(path: Path) -> Iterator[Iterator[bytes]]:
-    """The lines of a file, without their ends, whatever it is packed in."""
+    """Open the lines of a file, without their ends, whatever it is packed in."""
     try:
         if path.suffix == ".zip":
             with zipfile.ZipFile(path) as archive, archive.open(_only_member(path, archive)) as member:
                 yield _stripped(member)
         else:
-            with _OPENERS.get(path.suffix, lambda plain: plain.open("rb"))(path) as opened:
+            with _OPENERS.get(path.suffix, _open_plain)(path) as opened:
                 yield _stripped(opened)
     except (OSError, EOFError, zipfile.BadZipFile, zstandard.ZstdError) as error:
         raise RecordingError(f"{path}: cannot be read ({error}). Check that the file is whole.") from error
@@ -113,7 +121,7 @@ _decode_bare = msgspec.json.Decoder(_Bare).decode
 
 
 def _parse_line(line: bytes, before_ns: int) -> Message | None:
-    """The message of one line, or None where it belongs to no stream. Without any time it stays at `before_ns`."""
+    """Return the message of one line, or None where it belongs to no stream; without any time it is at `before_ns`."""
     at_ns = 0
     head = _HEAD.match(line)
     if head:
@@ -139,7 +147,7 @@ def _receive_ns(head: re.Match[bytes]) -> int:
 
 
 def _parse_unusual(line: bytes, at_ns: int) -> Message | None:
-    """A wrapper with its keys in another order, or a raw message that names its stream by event and symbol."""
+    """Read a wrapper with its keys in another order, or a raw message that names its stream by event and symbol."""
     try:
         wrapper = _decode_wrapper(line)
     except msgspec.MsgspecError:
@@ -184,10 +192,15 @@ class _File:
     path: Path
     exchange: str
     begins_ns: int
-    streams: Counter[str]
+    streams: Counter[str]  # messages of each; of a segment, which is not read beforehand, 0
     listings: Mapping[str, Listing]
-    is_segment: bool
+    first_id: int | None = None  # of a segment
     skipped: int = 0
+
+    @property
+    def is_segment(self) -> bool:
+        """Whether it is one of our CSV files."""
+        return self.first_id is not None
 
     def messages(self) -> Iterator[Message]:
         """All messages of the file, in its order."""
@@ -208,7 +221,7 @@ def _is_segment(path: Path) -> bool:
 
 
 def _segment_messages(path: Path, exchange: str, lines: Iterator[bytes]) -> Iterator[Message]:
-    """The rows of a segment as messages. A torn last line, as a crash leaves it, is left out."""
+    """Yield the rows of a segment as messages. A torn last line, as a crash leaves it, is left out."""
     torn: RecordingError | None = None
     for number, cells in enumerate(csv.reader(line.decode(errors="replace") for line in lines), start=1):
         if torn:
@@ -239,15 +252,83 @@ def _row_message(exchange: str, cells: list[str]) -> Message:
     return message(_ns(event), f"{symbol.lower()}@{cells[0]}", data)
 
 
+# History
+
+
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what the database can hold
+
+
+class _TradeRow(msgspec.Struct):
+    id: _Int64 = msgspec.field(name="t")
+    price: str = msgspec.field(name="p")
+    quantity: str = msgspec.field(name="q")
+    time: _Int64 = msgspec.field(name="T")
+    buyer_is_maker: bool = msgspec.field(name="m")
+    kind: str = msgspec.field(name="X", default="MARKET")
+
+
+class _AggregateRow(msgspec.Struct):
+    id: _Int64 = msgspec.field(name="a")
+    price: str = msgspec.field(name="p")
+    quantity: str = msgspec.field(name="q")
+    first_id: _Int64 = msgspec.field(name="f")
+    last_id: _Int64 = msgspec.field(name="l")
+    time: _Int64 = msgspec.field(name="T")
+    buyer_is_maker: bool = msgspec.field(name="m")
+    normal_quantity: str = msgspec.field(name="nq", default="")
+
+
+_TABLES = """
+CREATE TABLE trade (symbol, id INTEGER, price, quantity, time_ms INTEGER, maker INTEGER, kind,
+                    PRIMARY KEY (symbol, id)) WITHOUT ROWID;
+CREATE TABLE aggregate (symbol, id INTEGER, price, quantity, first_id INTEGER, last_id INTEGER, time_ms INTEGER,
+                        maker INTEGER, normal_quantity, PRIMARY KEY (symbol, id)) WITHOUT ROWID;
+"""
+
+
+class _Kind(NamedTuple):
+    """How the rows of one kind of stream go into the history and come out of it."""
+
+    decode: Callable[[bytes], _TradeRow | _AggregateRow]
+    insert: str
+    select: str
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "trade": _Kind(
+        msgspec.json.Decoder(_TradeRow).decode,
+        "INSERT OR IGNORE INTO trade VALUES (?,?,?,?,?,?,?)",
+        "SELECT id, price, quantity, time_ms, maker, kind FROM trade WHERE symbol = ? AND id >= ? "
+        "AND time_ms BETWEEN ? AND ? AND kind = 'MARKET' ORDER BY id ",
+    ),
+    "aggTrade": _Kind(
+        msgspec.json.Decoder(_AggregateRow).decode,
+        "INSERT OR IGNORE INTO aggregate VALUES (?,?,?,?,?,?,?,?,?)",
+        "SELECT id, price, quantity, first_id, last_id, time_ms, maker, normal_quantity FROM aggregate "
+        "WHERE symbol = ? AND id >= ? AND time_ms BETWEEN ? AND ? ORDER BY id ",
+    ),
+}
+
+
 # Looking through the files
 
 
-def open_recordings(paths: Sequence[Path], exchange: str | None = None) -> list["RecordedMarket"]:
-    """The markets that `paths` (files, or directories of them) hold: one for each exchange.
+def open_recordings(
+    paths: Sequence[Path], exchange: str | None = None, *, tell: Callable[[str], None] = lambda _: None
+) -> list["RecordedMarket"]:
+    """Open the markets that `paths` (files, or directories of them) hold: one for each exchange.
 
-    `exchange` says which it is where the files cannot tell. Raises RecordingError, naming the file.
+    `exchange` says which it is where the files cannot tell. `tell` hears of each file in a directory that is no
+    recording and is left out; a file named itself must be one. Raises RecordingError, naming the file.
     """
-    files = [_look_through(path, exchange) for path in _files(paths)]
+    files: list[_File] = []
+    for path in paths:
+        if path.is_dir():
+            files += _look_through_directory(path, exchange, tell)
+        elif path.exists():
+            files.append(_look_through(path, exchange))
+        else:
+            raise RecordingError(f"{path}: no such file or directory.")
     if not files:
         named = ", ".join(str(path) for path in paths)
         raise RecordingError(f"{named}: no recording found. Name .gz, .zst, .jsonl, .csv or .csv.zip files.")
@@ -257,17 +338,16 @@ def open_recordings(paths: Sequence[Path], exchange: str | None = None) -> list[
     ]
 
 
-_PLAYABLE = re.compile(r".*\.(csv|csv\.zip|csv\.gz|csv\.zst|jsonl|jsonl\.gz|jsonl\.zst|gz|zst|txt)$")
+_PLAYABLE = re.compile(r".*\.(?:csv|jsonl|txt|gz|zst|csv\.zip)")
 
 
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(each for each in path.rglob("*") if each.is_file() and _PLAYABLE.match(each.name))
-        elif path.exists():
-            yield path
-        else:
-            raise RecordingError(f"{path}: no such file.")
+def _look_through_directory(directory: Path, exchange: str | None, tell: Callable[[str], None]) -> Iterator[_File]:
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and _PLAYABLE.fullmatch(path.name):
+            try:
+                yield _look_through(path, exchange)
+            except NoRecordingError as error:
+                tell(f"left out: {error}")
 
 
 def _look_through(path: Path, exchange: str | None) -> _File:
@@ -294,17 +374,17 @@ def _look_through_raw(path: Path, exchange: str | None) -> _File:
                 if listing:
                     listings[symbol] = listing
     if not streams:
-        raise RecordingError(f"{path}: none of its {skipped} lines is a stream message. Is it a recording?")
+        raise NoRecordingError(f"{path}: none of its {skipped} lines is a stream message. Is it a recording?")
     if found is None:
         raise RecordingError(f"{path}: cannot tell which exchange this is. Say it with --exchange.")
-    return _File(path, found, begins_ns, streams, listings, is_segment=False, skipped=skipped)
+    return _File(path, found, begins_ns, streams, listings, skipped=skipped)
 
 
 _PRICE = re.compile(rb'"p"\s*:\s*"([\d.]+)"\s*,\s*"q"\s*:\s*"([\d.]+)"')
 
 
 def _listing(symbol: str, data: bytes) -> Listing | None:
-    """The symbol as exchangeInfo is to list it, from the first price and quantity seen of it."""
+    """Describe the symbol as exchangeInfo is to list it, from the first price and quantity seen of it."""
     found = _PRICE.search(data)
     return _listed(symbol, found[1].decode(), found[2].decode()) if found else None
 
@@ -330,58 +410,15 @@ def _look_through_segment(path: Path, exchange: str | None) -> _File:
     with _lines(path) as lines:
         first = next(_segment_messages(path, found, lines), None)
     if first is None:
-        raise RecordingError(f"{path}: holds no row.")
-    symbol = first.stream.partition("@")[0].upper()
-    listing = _listing(symbol, first.data)
-    listings = {symbol: listing} if listing else {}
-    return _File(path, found, first.at_ns, Counter({first.stream: 0}), listings, is_segment=True)
+        raise NoRecordingError(f"{path}: holds no row.")
+    symbol, _, kind = first.stream.partition("@")
+    listing = _listing(symbol.upper(), first.data)
+    listings = {listing.symbol: listing} if listing else {}
+    first_id = _KINDS[kind].decode(first.data).id
+    return _File(path, found, first.at_ns, Counter({first.stream: 0}), listings, first_id)
 
 
 # The market
-
-
-class _TradeRow(msgspec.Struct):
-    id: int = msgspec.field(name="t")
-    price: str = msgspec.field(name="p")
-    quantity: str = msgspec.field(name="q")
-    time: int = msgspec.field(name="T")
-    buyer_is_maker: bool = msgspec.field(name="m")
-    kind: str = msgspec.field(name="X", default="MARKET")
-
-
-class _AggregateRow(msgspec.Struct):
-    id: int = msgspec.field(name="a")
-    price: str = msgspec.field(name="p")
-    quantity: str = msgspec.field(name="q")
-    first_id: int = msgspec.field(name="f")
-    last_id: int = msgspec.field(name="l")
-    time: int = msgspec.field(name="T")
-    buyer_is_maker: bool = msgspec.field(name="m")
-    normal_quantity: str = msgspec.field(name="nq", default="")
-
-
-_TABLES = """
-CREATE TABLE trade (symbol, id INTEGER, price, quantity, time_ms INTEGER, maker INTEGER, kind,
-                    PRIMARY KEY (symbol, id)) WITHOUT ROWID;
-CREATE TABLE aggregate (symbol, id INTEGER, price, quantity, first_id INTEGER, last_id INTEGER, time_ms INTEGER,
-                        maker INTEGER, normal_quantity, PRIMARY KEY (symbol, id)) WITHOUT ROWID;
-CREATE INDEX aggregate_time ON aggregate (symbol, time_ms);
-"""
-
-
-class _Kind(NamedTuple):
-    """How rows of one kind of stream go into the history."""
-
-    decode: Callable[[bytes], _TradeRow | _AggregateRow]
-    insert: str
-
-
-_KINDS: Mapping[str, _Kind] = {
-    "trade": _Kind(msgspec.json.Decoder(_TradeRow).decode, "INSERT OR IGNORE INTO trade VALUES (?,?,?,?,?,?,?)"),
-    "aggTrade": _Kind(
-        msgspec.json.Decoder(_AggregateRow).decode, "INSERT OR IGNORE INTO aggregate VALUES (?,?,?,?,?,?,?,?,?)"
-    ),
-}
 
 
 @dataclass
@@ -428,10 +465,9 @@ class RecordedMarket:
         return sum(file.skipped for file in self.files)
 
     def messages(self, streams: Collection[str]) -> Iterator[Message]:
-        """The messages of `streams` by time, those of one file in its order."""
+        """Yield the messages of `streams` by time, those of one file in its order."""
         wanted = frozenset(streams)
-        coming = sorted((file for file in self.files if wanted & file.streams.keys()), key=attrgetter("begins_ns"))
-        return _merged(coming, wanted)
+        return _merged(_in_lanes(file for file in self.files if wanted & file.streams.keys()), wanted)
 
     def passed(self, played: Message) -> None:
         """Add a message that was played to the history."""
@@ -460,27 +496,35 @@ class RecordedMarket:
             waiting.clear()
 
     def trades(self, symbol: str, wanted: Wanted) -> list[Trade]:
-        """The public trades played so far."""
-        self._write_history("trade")
-        rows = self._select("trade", symbol, wanted, "AND kind = 'MARKET'")
-        return [Trade(*row[1:5], bool(row[5]), row[6]) for row in rows]
+        """Return the public trades played so far."""
+        return [
+            Trade(row_id, price, quantity, time_ms, bool(maker), kind)
+            for row_id, price, quantity, time_ms, maker, kind in self._select("trade", symbol, wanted)
+        ]
 
     def aggregates(self, symbol: str, wanted: Wanted) -> list[Aggregate]:
-        """The aggregates played so far."""
-        self._write_history("aggTrade")
-        return [Aggregate(*row[1:7], bool(row[7]), row[8]) for row in self._select("aggregate", symbol, wanted, "")]
+        """Return the aggregates played so far."""
+        return [
+            Aggregate(row_id, price, quantity, first_id, last_id, time_ms, bool(maker), normal)
+            for row_id, price, quantity, first_id, last_id, time_ms, maker, normal in self._select(
+                "aggTrade", symbol, wanted
+            )
+        ]
 
     def newest_ms(self, symbol: str) -> int:
-        """The trade time of the newest row played."""
+        """Return the trade time of the newest row played."""
         return self._newest_ms.get(symbol, 0)
 
-    def _select(self, table: str, symbol: str, wanted: Wanted, public: str) -> list[tuple[Any, ...]]:
-        conditions = [("id >= ?", wanted.from_id), ("time_ms >= ?", wanted.start_ms), ("time_ms <= ?", wanted.end_ms)]
-        given = [(text, value) for text, value in conditions if value is not None]
-        where = " AND ".join(["symbol = ?", *(text for text, _ in given)])
+    def _select(self, kind: str, symbol: str, wanted: Wanted) -> list[tuple[Any, ...]]:
+        self._write_history(kind)
+        bounds = [
+            -(2**63) if wanted.from_id is None else min(wanted.from_id, 2**63 - 1),
+            0 if wanted.start_ms is None else wanted.start_ms,
+            2**62 if wanted.end_ms is None else wanted.end_ms,
+        ]
         oldest_first = wanted.from_id is not None or wanted.start_ms is not None
-        query = f"SELECT * FROM {table} WHERE {where} {public} ORDER BY id {'ASC' if oldest_first else 'DESC'} LIMIT ?"
-        rows = self._database.execute(query, [symbol, *(value for _, value in given), wanted.limit]).fetchall()
+        query = _KINDS[kind].select + ("ASC LIMIT ?" if oldest_first else "DESC LIMIT ?")
+        rows = self._database.execute(query, [symbol, *bounds, wanted.limit]).fetchall()
         return rows if oldest_first else rows[::-1]
 
 
@@ -491,18 +535,32 @@ def _history_row(symbol: str, row: _TradeRow | _AggregateRow, time_ms: int) -> t
     return symbol, row.id, row.price, row.quantity, *ids, time_ms, row.buyer_is_maker, row.normal_quantity
 
 
-def _merged(coming: Sequence[_File], wanted: frozenset[str]) -> Iterator[Message]:
-    """Merge files by time; each is opened only when the others have come to its beginning."""
-    waiting = list(reversed(coming))
+def _in_lanes(files: Iterable[_File]) -> list[list[_File]]:
+    """Put the files that follow each other in one lane: a feed's segments by ID, a raw recording alone.
+
+    Time does not order the segments of a feed: rows from history carry the trade's time, live ones the event's.
+    """
+    lanes: list[list[_File]] = []
+    feeds: dict[str, list[_File]] = {}
+    for file in files:
+        if file.is_segment:
+            feeds.setdefault(next(iter(file.streams)), []).append(file)
+        else:
+            lanes.append([file])
+    lanes += [sorted(feed, key=lambda file: file.first_id or 0) for feed in feeds.values()]
+    return sorted(lanes, key=lambda lane: lane[0].begins_ns)
+
+
+def _merged(lanes: Sequence[Sequence[_File]], wanted: frozenset[str]) -> Iterator[Message]:
+    """Merge lanes by time; each is opened only when the others have come to its beginning."""
+    waiting = list(reversed(lanes))
     playing: list[tuple[int, int, Message, Iterator[Message]]] = []
-    opened = 0
     while waiting or playing:
-        if waiting and (not playing or waiting[-1].begins_ns <= playing[0][0]):
-            messages = (each for each in waiting.pop().messages() if each.stream in wanted)
+        if waiting and (not playing or waiting[-1][0].begins_ns <= playing[0][0]):
+            messages = _lane_messages(waiting.pop(), wanted)
             first = next(messages, None)
-            opened += 1
             if first is not None:
-                heapq.heappush(playing, (first.at_ns, opened, first, messages))
+                heapq.heappush(playing, (first.at_ns, len(waiting), first, messages))
             continue
         _, place, played, messages = playing[0]
         yield played
@@ -511,3 +569,7 @@ def _merged(coming: Sequence[_File], wanted: frozenset[str]) -> Iterator[Message
             heapq.heappop(playing)
         else:
             heapq.heapreplace(playing, (following.at_ns, place, following, messages))
+
+
+def _lane_messages(lane: Sequence[_File], wanted: frozenset[str]) -> Iterator[Message]:
+    return (each for file in lane for each in file.messages() if each.stream in wanted)

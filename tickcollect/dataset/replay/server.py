@@ -25,10 +25,12 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterable, Itera
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Protocol
 
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request as Handshake
+from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from tickcollect.dataset.replay.endpoints import Answer, History, Meter, Request, answer, parse_request
@@ -52,6 +54,9 @@ _WRITE_BUFFER_BYTES = 2**20
 _SHORTEST_SLEEP_S = 0.001
 _HEAD_BYTES = 64 * 2**10
 _LOGGED_REQUESTS = 10_000
+_CLOSE = MappingProxyType({"Connection": "close"})
+_CLOSING_S = 10.0  # how long the other side has to answer a close frame
+_STOPPING_S = 1.0  # the same when the server stops
 _TEXT = 0x81  # a whole text frame
 _PONG = 0x80 | Opcode.PONG
 
@@ -70,7 +75,7 @@ class Market(History, Protocol):
         """How many messages it holds, where that is known."""
 
     def messages(self, streams: Collection[str]) -> Iterator[Message]:
-        """The messages of `streams` by market time."""
+        """Yield the messages of `streams` by market time."""
 
     def passed(self, played: Message) -> None:
         """Note that a message has been played: from now on REST shows it."""
@@ -135,7 +140,7 @@ def frame(payload: bytes) -> bytes:
 
 
 def frame_head(length: int) -> bytes:
-    """What stands before a text frame's payload of `length` bytes."""
+    """Return what stands before a text frame's payload of `length` bytes."""
     return _HEADS[length] if length < len(_HEADS) else _make_head(length)
 
 
@@ -169,8 +174,9 @@ class Connection(asyncio.Protocol):
         self._timers: list[asyncio.TimerHandle] = []
         self._unanswered_since: float | None = None
         self.session: Session | None = None
-        self.writable = asyncio.Event()
+        self.writable = asyncio.Event()  # clear while the socket is full and the connection open
         self.writable.set()
+        self.lost = asyncio.Event()
 
     # asyncio.Protocol
 
@@ -182,16 +188,19 @@ class Connection(asyncio.Protocol):
         self.peer = str(transport.get_extra_info("peername")[0])
         self._server.connections.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         """Leave the server's lists, and let go whoever waits for this socket."""
         for timer in self._timers:
             timer.cancel()
         self._server.forget(self)
+        self._server.connections.discard(self)
         self.writable.set()
+        self.lost.set()
 
     def pause_writing(self) -> None:
         """Mark the socket as full."""
-        self.writable.clear()
+        if self.is_open:
+            self.writable.clear()
 
     def resume_writing(self) -> None:
         """Mark the socket as taking data again."""
@@ -222,7 +231,7 @@ class Connection(asyncio.Protocol):
             name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])
         }
         if method != "GET":
-            self._answer(Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"", {"Connection": "close"}))
+            self._answer(Answer(HTTPStatus.METHOD_NOT_ALLOWED, b"", _CLOSE))
         elif headers.get("upgrade", "").lower() == "websocket":
             self._open(head, target, headers)
         else:
@@ -230,6 +239,8 @@ class Connection(asyncio.Protocol):
 
     def _answer_request(self, request: Request) -> None:
         given = self._server.rest(self.peer, request)
+        if request.headers.get("connection", "").lower() == "close":
+            given = given._replace(headers={**given.headers, **_CLOSE})
         if given.delay_s:
             self._timers.append(self._loop.call_later(given.delay_s, self._answer, given))
         else:
@@ -254,13 +265,13 @@ class Connection(asyncio.Protocol):
         refusal = Answer(HTTPStatus.NOT_FOUND, b"") if opened is None else self._server.refuses(target, headers)
         if opened is None or refusal is not None:
             assert refusal is not None
-            self._answer(refusal._replace(headers={**refusal.headers, "Connection": "close"}))
+            self._answer(refusal._replace(headers={**refusal.headers, **_CLOSE}))
             return
         protocol = ServerProtocol()
         protocol.receive_data(head)
         handshake = next((event for event in protocol.events_received() if isinstance(event, Handshake)), None)
         if handshake is None:
-            self._answer(Answer(HTTPStatus.BAD_REQUEST, b"", {"Connection": "close"}))
+            self._answer(Answer(HTTPStatus.BAD_REQUEST, b"", _CLOSE))
             return
         protocol.send_response(protocol.accept(handshake))
         self._protocol = protocol
@@ -288,8 +299,9 @@ class Connection(asyncio.Protocol):
                 self._transport.write(chunk)
 
     def _take_frame(self, received: Frame) -> None:
-        if received.opcode is Opcode.CLOSE or self.session is None:
+        if received.opcode is Opcode.CLOSE or not self.is_open:
             return
+        assert self.session is not None
         if self._is_too_fast():
             self.end(Close(CLOSE_POLICY, "Too many requests"))
             return
@@ -338,7 +350,8 @@ class Connection(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         """Whether messages can be sent."""
-        return self.session is not None and not self._transport.is_closing()
+        open_protocol = self._protocol is not None and self._protocol.state is State.OPEN
+        return self.session is not None and open_protocol and not self._transport.is_closing()
 
     @property
     def unsent_bytes(self) -> int:
@@ -353,15 +366,17 @@ class Connection(asyncio.Protocol):
         self._outgoing.append(payload)
 
     def payload(self, message: Message) -> bytes:
-        """The message in this connection's form."""
+        """Return the message in this connection's form."""
         assert self.session is not None
         payload = message.combined if self.session.combined else message.data
         return in_microseconds(payload) if self.session.microseconds else payload
 
     def take(self, step: Step) -> None:
         """Carry out one step of a `Behaviour`, after what is queued."""
+        if not self.is_open:
+            return
         if isinstance(step, bytes):
-            self._outgoing += (frame(step),)
+            self._outgoing.append(frame(step))
         elif isinstance(step, Bytes):
             self._outgoing.append(step.data)
         else:
@@ -371,18 +386,29 @@ class Connection(asyncio.Protocol):
         """Hand what is queued to the socket in one write."""
         if self._outgoing:
             queued, self._outgoing = self._outgoing, []
-            if not self._transport.is_closing():
+            if self.is_open:
                 self._transport.write(b"".join(queued))
 
+    def abort(self) -> None:
+        """End the connection at once, whatever is queued."""
+        self._transport.abort()
+
+    async def drained(self) -> None:
+        """Wait until the socket has taken everything."""
+        self._transport.set_write_buffer_limits(high=0)
+        await self.writable.wait()
+        self._transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
+
     def end(self, how: Ending) -> None:
-        """End the connection after what is queued."""
+        """End the connection after what is queued. The answer to a close frame is awaited."""
         self._server.forget(self)
         self.flush()
-        if isinstance(how, Close) and self._protocol is not None:
-            if not self._transport.is_closing():
-                self._protocol.send_close(how.code, how.reason)
-                self._send_pending(self._protocol)
-            self._transport.close()
+        self.writable.set()
+        if isinstance(how, Close) and self.is_open and self._protocol is not None:
+            self._protocol.send_close(how.code, how.reason)
+            self._send_pending(self._protocol)
+            # Closing at once with unread bytes would send RST, and the client would lose the close frame.
+            self._timers.append(self._loop.call_later(_CLOSING_S, self._transport.abort))
         elif isinstance(how, Reset):
             raw = self._transport.get_extra_info("socket")
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -427,7 +453,6 @@ class ReplayServer:
         self._plays: set[asyncio.Task[None]] = set()
         self._goes_on = asyncio.Event()
         self._goes_on.set()
-        self._changed = asyncio.Condition()
         self._subscribed = asyncio.Event()
 
     @property
@@ -440,7 +465,13 @@ class ReplayServer:
         """The REST address, without a path."""
         return f"http{self.scheme_suffix}://{self.host}:{self.port}"
 
-    # For tests and demonstrations
+    # For whoever runs it
+
+    def start(self) -> None:
+        """Start the market now, instead of with the first subscription. Only at a speed: else readers set the pace."""
+        if self.speed == math.inf:
+            raise ValueError("at speed max each stream starts with its first subscription")
+        self._start(self._known)
 
     async def finished(self) -> None:
         """Wait until all that was subscribed to has been played to its end and handed to the sockets.
@@ -454,8 +485,14 @@ class ReplayServer:
             for task in done:
                 task.result()
             self._plays -= done
-        while any(connection.unsent_bytes for connection in self.connections):
-            await asyncio.sleep(_SHORTEST_SLEEP_S)
+        for connection in list(self.connections):
+            await connection.drained()
+
+    async def started_again(self) -> None:
+        """Wait until something is playing, after `finished`."""
+        while not self._plays:
+            self._subscribed.clear()
+            await self._subscribed.wait()
 
     def pause(self) -> None:
         """Hold the market; connections stay."""
@@ -481,7 +518,7 @@ class ReplayServer:
     # For the connections
 
     def refuses(self, target: str, headers: Mapping[str, str]) -> Answer | None:
-        """The answer that refuses a websocket, or None."""
+        """Return the answer that refuses a websocket, or None."""
         return self.behaviour.handshake(target, headers) if self.behaviour.handshake else None
 
     def rest(self, peer: str, request: Request) -> Answer:
@@ -499,13 +536,14 @@ class ReplayServer:
             self._subscribers.setdefault(name, []).append(connection)
         if not names:
             return
+        self._start(frozenset(names) if self.speed == math.inf else self._known)
         self._subscribed.set()
-        asked_for = frozenset(names) if self.speed == math.inf else self._known
-        fresh = asked_for - self._started
+
+    def _start(self, streams: frozenset[str]) -> None:
+        fresh = streams - self._started
         if fresh:
             self._started |= fresh
-            play = asyncio.create_task(self._play(fresh))
-            self._plays.add(play)
+            self._plays.add(asyncio.create_task(self._play(fresh)))
 
     def unsubscribe(self, connection: Connection, streams: Iterable[str]) -> None:
         """Deliver `streams` to `connection` no longer."""
@@ -516,7 +554,6 @@ class ReplayServer:
 
     def forget(self, connection: Connection) -> None:
         """Deliver nothing to `connection` any more."""
-        self.connections.discard(connection)
         if connection.session is not None:
             self.unsubscribe(connection, list(connection.session.streams))
 
@@ -595,12 +632,24 @@ class ReplayServer:
                 connection.end(Reset())
 
     async def stop(self) -> None:
-        """Stop playing and end every connection."""
+        """Stop playing and end every connection. Raises what ended the playing early."""
         for play in self._plays:
             play.cancel()
-        await asyncio.gather(*self._plays, return_exceptions=True)
-        for connection in list(self.connections):
+        ends = await asyncio.gather(*self._plays, return_exceptions=True)
+        leaving = list(self.connections)
+        for connection in leaving:
             connection.end(Close(1001, "going away"))
+        if leaving:
+            _, late = await asyncio.wait(
+                [asyncio.create_task(connection.lost.wait()) for connection in leaving], timeout=_STOPPING_S
+            )
+            for task in late:
+                task.cancel()
+            for connection in leaving:
+                connection.abort()
+        for end in ends:
+            if isinstance(end, Exception):
+                raise end
 
 
 @asynccontextmanager

@@ -157,12 +157,12 @@ VENUES: Mapping[str, Venue] = MappingProxyType(
 
 
 def message(at_ns: int, stream: str, data: bytes) -> Message:
-    """A message whose combined form is the plain wrapper around `data`."""
+    """Make a message whose combined form is the plain wrapper around `data`."""
     return Message(at_ns, stream, b'{"stream":"%b","data":%b}' % (stream.encode(), data), data)
 
 
 def trade_data(venue: Venue, symbol: str, trade: Trade, event_ms: int, orders: tuple[str, str] = ("", "")) -> bytes:
-    """The `trade` message. `orders` are the buyer's and seller's order IDs of before 2024-06-18, empty since."""
+    """Write the `trade` message. `orders` are the buyer's and seller's order IDs of before 2024-06-18, empty since."""
     price, quantity, maker = trade.price, trade.quantity, "true" if trade.buyer_is_maker else "false"
     if venue.is_spot:
         buyer, seller = orders
@@ -178,7 +178,7 @@ def trade_data(venue: Venue, symbol: str, trade: Trade, event_ms: int, orders: t
 
 
 def aggregate_data(venue: Venue, symbol: str, row: Aggregate, event_ms: int) -> bytes:
-    """The `aggTrade` message."""
+    """Write the `aggTrade` message."""
     maker = "true" if row.buyer_is_maker else "false"
     ids = f'"f":{row.first_id},"l":{row.last_id},"T":{row.time_ms},"m":{maker}'
     if venue.is_spot:
@@ -194,7 +194,7 @@ def aggregate_data(venue: Venue, symbol: str, row: Aggregate, event_ms: int) -> 
 
 
 def shutdown_data(event_ms: int) -> Message:
-    """The notice that the server will go down (spot, since 2026-05-08)."""
+    """Make the notice that the server will go down (spot, since 2026-05-08)."""
     return message(event_ms * 1_000_000, "!serverShutdown", b'{"e":"serverShutdown","E":%d}' % event_ms)
 
 
@@ -202,7 +202,7 @@ _TIMES_MS = re.compile(rb'"(E|T)":(\d{13})(?=\D)')
 
 
 def in_microseconds(data: bytes) -> bytes:
-    """The same message as a connection with `timeUnit=MICROSECOND` gets it."""
+    """Return the same message as a connection with `timeUnit=MICROSECOND` gets it."""
     return _TIMES_MS.sub(rb'"\1":\g<2>000', data)
 
 
@@ -227,13 +227,14 @@ class Session:
 
 
 def open_session(venue: Venue, target: str) -> tuple[Session, list[str]] | None:
-    """The session that the request target opens and the streams it names, or None where no websocket is served.
+    """Open the session that the request target opens and the streams it names, or None where no websocket is served.
 
     Spot reads percent-encoded targets since 2025-12; they are read on all three here.
     """
     path, _, query = target.partition("?")
     path = unquote(path).rstrip("/")
-    parameters = dict(parse_qsl(query, keep_blank_values=True))
+    # A plus stands for itself in a stream name (`@kline_1d@+08:00`).
+    parameters = dict(parse_qsl(query.replace("+", "%2B"), keep_blank_values=True))
     unit = parameters.get("timeUnit", "").upper()
     if unit not in {"", "MILLISECOND", "MICROSECOND"} or (unit and not venue.is_spot):
         return None
@@ -310,16 +311,14 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def _request_id(venue: Venue, request: dict[str, Any]) -> Any:
+    """Return the request's `id`: an unsigned number; on spot also a negative one, a short word or null."""
     value = request.get("id")
-    fits = isinstance(value, int) and not isinstance(value, bool)
-    if venue.is_spot:
-        valid = (
-            ("id" in request and value is None)
-            or (fits and -(2**63) <= value < 2**63)
-            or (isinstance(value, str) and re.fullmatch(r"[0-9A-Za-z]{1,36}", value))
-        )
+    if isinstance(value, int) and not isinstance(value, bool):
+        valid = value >= (-(2**63) if venue.is_spot else 0)
+    elif isinstance(value, str):
+        valid = venue.is_spot and re.fullmatch(r"[0-9A-Za-z]{1,36}", value) is not None
     else:
-        valid = fits and value >= 0
+        valid = venue.is_spot and value is None and "id" in request
     if not valid:
         raise _RefusedError(2, "Invalid request: request ID must be an unsigned integer")
     return value
