@@ -31,45 +31,72 @@ descriptor of the others.
 
 import errno
 import fcntl
-import gzip
-import hashlib
 import os
-import re
 import resource
 import threading
-import zipfile
-import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import date
-from enum import Enum
 from operator import lt
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self, cast
+from typing import Self
 
-import zstandard
+from tickcollect.files import (
+    FILE_MODE,
+    LOCK_NAME,
+    PACKINGS,
+    TEMPORARY,
+    Compression,
+    Digest,
+    FeedPath,
+    NameRefusedError,
+    Segment,
+    SegmentError,
+    SegmentName,
+    chunks_of,
+    copying,
+    cut_file,
+    digest_of,
+    make_directory,
+    open_csv,
+    private,
+    read_back,
+    sync_directory,
+)
+from tickcollect.recovery import Recovered, Recovery, quarantine, this_boot
+from tickcollect.salvage import Cut, Numbering
 
-CHUNK = 1 << 20
-"""Bytes read, hashed or packed at once: small enough that no call holds the interpreter for long."""
-
-FILE_MODE = 0o640
-TEMPORARY = ".unconfirmed"
-LOCK_NAME = ".lock"
-QUARANTINE = "quarantine"
+__all__ = [
+    "Compression",
+    "DiskError",
+    "DiskFullError",
+    "FeedPath",
+    "FileLostError",
+    "InUseError",
+    "Lock",
+    "NameRefusedError",
+    "NameTakenError",
+    "Numbering",
+    "OpenFiles",
+    "OutOfSequenceError",
+    "Recovered",
+    "SealFailedError",
+    "Sealed",
+    "Segment",
+    "SegmentError",
+    "SegmentName",
+    "Segments",
+    "SyncFailedError",
+    "lock",
+    "open_csv",
+    "open_file_limit",
+    "this_boot",
+]
 
 
 # Errors -------------------------------------------------------------------------------------------------------------
-
-
-class SegmentError(Exception):
-    """Something about a feed's files that the caller must decide on; the message is one line for a person."""
-
-
-class NameRefusedError(SegmentError):
-    """An exchange, stream or symbol that must not become part of a path."""
 
 
 class OutOfSequenceError(SegmentError):
@@ -137,7 +164,7 @@ class SyncFailedError(DiskError):
     `remaining` is the segment up to its last safe row, ended and ready to be sealed; None if no row of it was safe.
     """
 
-    def __init__(self, path: Path, error: OSError, lost: tuple[int, int], remaining: "Segment | None") -> None:
+    def __init__(self, path: Path, error: OSError, lost: tuple[int, int], remaining: Segment | None) -> None:
         super().__init__("sync", path, error)
         self.first_id, self.last_id = lost
         self.remaining = remaining
@@ -154,110 +181,6 @@ class SealFailedError(SegmentError):
 def _disk_error(action: str, path: Path, error: OSError) -> DiskError:
     kind = DiskFullError if error.errno in {errno.ENOSPC, errno.EDQUOT} else DiskError
     return kind(action, path, error)
-
-
-# Names --------------------------------------------------------------------------------------------------------------
-
-
-class Compression(Enum):
-    """How sealed segments are packed."""
-
-    ZIP = "zip"
-    GZIP = "gzip"
-    ZSTD = "zstd"
-    NONE = "none"
-
-
-class Numbering(Enum):
-    """How the IDs of a feed's rows follow each other inside a segment."""
-
-    BY_ONE = "by one"
-    RISING = "rising"
-    """Futures `trade`: placeholders take IDs and are not written."""
-
-
-_DAY_ZERO = date(1970, 1, 1).toordinal()
-_NAME_PART = re.compile(r"\w+(?:-\w+)*+")
-_NAME_PART_BYTES = 80
-"""With two IDs of 19 digits, day and endings, a file name stays below the usual limit of 255 bytes."""
-
-_FILE_NAME = re.compile(
-    r"-(?P<day>\d{4}-\d\d-\d\d)-(?P<first>0|[1-9]\d{0,18})(?:-(?P<last>0|[1-9]\d{0,18}))?+"
-    r"\.csv(?P<packing>\.zip|\.gz|\.zst)?+(?P<temporary>\.unconfirmed)?+",
-    re.ASCII,
-)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class SegmentName:
-    """What a segment's file name says. `last_id` is None while it is open; `day` counts from 1970-01-01."""
-
-    day: int
-    first_id: int
-    last_id: int | None = None
-    packing: str = ""
-    temporary: bool = False
-
-    @property
-    def open(self) -> bool:
-        """The name of a segment that may still grow."""
-        return self.last_id is None and not self.temporary
-
-    @property
-    def sealed(self) -> bool:
-        """The name of a complete, verified file."""
-        return self.last_id is not None and not self.temporary
-
-
-@dataclass(frozen=True, slots=True)
-class FeedPath:
-    """One feed's place below the data directory; the only code that builds or reads segment names.
-
-    Raises `NameRefusedError` for anything but letters (of any script), digits, `_` and single inner `-`, so that no
-    text from the network can leave the directory, hide a file or hold a control character.
-    """
-
-    exchange: str
-    stream: str
-    symbol: str
-
-    def __post_init__(self) -> None:
-        for part in (self.exchange, self.stream, self.symbol):
-            if not _NAME_PART.fullmatch(part) or len(part.encode()) > _NAME_PART_BYTES:
-                raise NameRefusedError(
-                    f"{part[:100]!r} cannot be part of a file name: allowed are letters, digits, '_' and inner '-', "
-                    f"at most {_NAME_PART_BYTES} bytes."
-                )
-
-    def directory(self, root: Path) -> Path:
-        """Return the feed's directory below the data directory `root`."""
-        return root / self.exchange / self.stream / self.symbol
-
-    def open_name(self, day: int, first_id: int) -> str:
-        """Return the file name of an open segment."""
-        return f"{self.symbol}-{self.stream}-{_day_text(day)}-{first_id}.csv"
-
-    def sealed_name(self, day: int, first_id: int, last_id: int, compression: Compression) -> str:
-        """Return the final file name of a segment."""
-        suffix = PACKINGS[compression].suffix
-        return f"{self.symbol}-{self.stream}-{_day_text(day)}-{first_id}-{last_id}.csv{suffix}"
-
-    def parse(self, name: str) -> SegmentName | None:
-        """Return what the name of one of this feed's files says; None for a file that is not a segment of it."""
-        prefix = f"{self.symbol}-{self.stream}"
-        found = _FILE_NAME.fullmatch(name, len(prefix)) if name.startswith(prefix) else None
-        if found is None or (found["packing"] and not found["last"]):
-            return None
-        try:
-            day = date.fromisoformat(found["day"]).toordinal() - _DAY_ZERO
-        except ValueError:
-            return None
-        last = None if found["last"] is None else int(found["last"])
-        return SegmentName(day, int(found["first"]), last, found["packing"] or "", found["temporary"] is not None)
-
-
-def _day_text(day: int) -> str:
-    return date.fromordinal(_DAY_ZERO + day).isoformat()
 
 
 # Descriptors, directories, locks ------------------------------------------------------------------------------------
@@ -314,24 +237,6 @@ class OpenFiles:
         return len(self._descriptors)
 
 
-def _make_directory(path: Path) -> None:
-    """Make `path` and its parents, each entry synced: a file in a directory that is lost with the power is lost too."""
-    if path.is_dir():
-        return
-    _make_directory(path.parent)
-    with suppress(FileExistsError):
-        path.mkdir(mode=0o750)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 class Lock:
     """The right to write one feed's files, held until `release` or the death of the process."""
 
@@ -359,7 +264,7 @@ def lock(root: Path, feed: FeedPath, started: str) -> Lock:
     """
     path = feed.directory(root) / LOCK_NAME
     try:
-        _make_directory(path.parent)
+        make_directory(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
     except OSError as error:
         raise _disk_error("lock", path, error) from error
@@ -377,146 +282,7 @@ def lock(root: Path, feed: FeedPath, started: str) -> Lock:
     return Lock(descriptor)
 
 
-# Packing ------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _write_zip(file: IO[bytes], member: str, day: int) -> Iterator[IO[bytes]]:
-    """Write one member, deflated at level 6, stamped with its day, so that the same rows give the same file.
-
-    Level 6 against level 1 on look-alike trade rows: 12 % of the CSV's size in 11.6 s a GB against 16 % in 3.9 s. The
-    file is kept for years and sent over the network; the seconds are spent in the background, a few times a day.
-    """
-    entry = zipfile.ZipInfo(member, date.fromordinal(_DAY_ZERO + day).timetuple()[:6])
-    entry.compress_type = zipfile.ZIP_DEFLATED
-    entry.create_system = 3  # Unix, whichever system writes it
-    entry.external_attr = FILE_MODE << 16
-    with zipfile.ZipFile(file, "w") as archive, archive.open(entry, "w", force_zip64=True) as sink:
-        yield sink
-
-
-@contextmanager
-def _read_zip(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        if len(names) != 1:
-            raise zipfile.BadZipFile(f"{len(names)} members instead of one")
-        with archive.open(names[0]) as member:
-            yield member
-
-
-@contextmanager
-def _write_gzip(file: IO[bytes], member: str, day: int) -> Iterator[IO[bytes]]:
-    with gzip.GzipFile(member, "wb", compresslevel=6, fileobj=file, mtime=day * 86_400) as sink:
-        yield cast("IO[bytes]", sink)
-
-
-@contextmanager
-def _read_gzip(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    with gzip.GzipFile(fileobj=file, mode="rb") as source:
-        yield cast("IO[bytes]", source)
-
-
-@contextmanager
-def _write_zstd(file: IO[bytes], _member: str, _day: int) -> Iterator[IO[bytes]]:
-    with zstandard.ZstdCompressor(level=9, write_checksum=True).stream_writer(file, closefd=False) as sink:
-        yield cast("IO[bytes]", sink)
-
-
-@contextmanager
-def _read_zstd(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True, closefd=False) as source:
-        yield cast("IO[bytes]", source)
-
-
-@contextmanager
-def _write_plain(file: IO[bytes], _member: str, _day: int) -> Iterator[IO[bytes]]:
-    yield file
-
-
-@contextmanager
-def _read_plain(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    yield file
-
-
-@dataclass(frozen=True, slots=True)
-class Packing:
-    """How one kind of sealed file is written (into an open file, with the CSV's name and day) and read."""
-
-    suffix: str
-    write: Callable[[IO[bytes], str, int], AbstractContextManager[IO[bytes]]]
-    read: Callable[[IO[bytes]], AbstractContextManager[IO[bytes]]]
-
-
-PACKINGS = {
-    Compression.ZIP: Packing(".zip", _write_zip, _read_zip),
-    Compression.GZIP: Packing(".gz", _write_gzip, _read_gzip),
-    Compression.ZSTD: Packing(".zst", _write_zstd, _read_zstd),
-    Compression.NONE: Packing("", _write_plain, _read_plain),
-}
-_READERS = {packing.suffix: packing.read for packing in PACKINGS.values()}
-
-UNREADABLE = (zipfile.BadZipFile, zlib.error, gzip.BadGzipFile, EOFError, zstandard.ZstdError)
-"""What reading a damaged sealed file raises, besides `OSError`."""
-
-
-@contextmanager
-def open_csv(path: Path) -> Iterator[IO[bytes]]:
-    """Open the CSV bytes of a segment, open or sealed in whichever packing its name says.
-
-    Raises one of `UNREADABLE` at the latest when the end of a damaged file has been read.
-    """
-    with path.open("rb") as file, _READERS.get(path.suffix, _read_plain)(file) as source:
-        yield source
-
-
-@dataclass(frozen=True, slots=True)
-class Digest:
-    """What two copies of a CSV must agree in, and what tells a hole in a file (NUL bytes) from rows."""
-
-    size: int
-    rows: int
-    sha256: str
-    nul: bool
-
-
-def _digest(chunks: Iterable[bytes]) -> Digest:
-    size, rows, sha256, nul = 0, 0, hashlib.sha256(), False
-    for chunk in chunks:
-        size += len(chunk)
-        rows += chunk.count(b"\n")
-        nul = nul or b"\0" in chunk
-        sha256.update(chunk)
-    return Digest(size, rows, sha256.hexdigest(), nul)
-
-
-def _chunks(source: IO[bytes], size: int | None = None) -> Iterator[bytes]:
-    """Read `source` to its end, or its first `size` bytes."""
-    while chunk := source.read(CHUNK if size is None else min(CHUNK, size)):
-        yield chunk
-        if size is not None:
-            size -= len(chunk)
-
-
-def _copying(chunks: Iterable[bytes], sink: IO[bytes]) -> Iterator[bytes]:
-    for chunk in chunks:
-        sink.write(chunk)
-        yield chunk
-
-
 # One feed -----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """The rows of one CSV: `path` up to `size` bytes."""
-
-    path: Path
-    day: int
-    first_id: int
-    last_id: int
-    rows: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -575,6 +341,28 @@ class Segments:
         """The segment that grows, as of the last append; None between segments."""
         growing = self._open
         return None if growing is None else growing.written
+
+    # Recover
+
+    def recover(self, this_boot_ns: tuple[int, int] | None = None) -> Recovered:
+        """Bring the feed's files into order, whatever state they were left in; before the first append.
+
+        What survives in a CSV is told in `tickcollect.salvage`; the bytes cut go to quarantine. Each stretch of rows
+        becomes a segment of its own; the newest is continued. What a crash during `seal` left is removed, the sealed
+        file if it was not complete, the CSV if it was. `this_boot_ns` (see `this_boot`) allows to believe the kernel
+        for large files that were written since the machine started. Raises `DiskError`; it can be repeated.
+        """
+        with self._sync_lock, self._lock:
+            try:
+                recovered = Recovery(self._root, self.feed, self._numbering, this_boot_ns or (0, 0)).run(
+                    self._extra_columns
+                )
+                if recovered.open is not None:
+                    state = recovered.open
+                    self._open = _Growing(state, _inode(state.path.stat()), safe=state)
+            except OSError as error:
+                raise _disk_error("recover", self.directory, error) from error
+        return recovered
 
     # Append and roll
 
@@ -690,7 +478,7 @@ class Segments:
         try:
             descriptor = self._pool.descriptor(path, flags)
         except FileNotFoundError:
-            _make_directory(path.parent)
+            make_directory(path.parent)
             descriptor = self._pool.descriptor(path, flags)
         return _Growing(Segment(path, day, first_id, first_id - 1, 0, 0), _inode(os.fstat(descriptor)))
 
@@ -757,7 +545,7 @@ class Segments:
             if _inode(os.fstat(descriptor)) == job.inode:
                 os.fdatasync(descriptor)
             if job.safe is None:
-                _sync_directory(path.parent)
+                sync_directory(path.parent)
         except OSError as error:
             raise self._give_up_tail(job, error) from error
         finally:
@@ -785,26 +573,11 @@ class Segments:
             written, safe = growing.written, growing.safe
             with suppress(OSError, DiskError):  # a failing disk may refuse this too; the rows are reported anyway
                 keep = 0 if safe is None else safe.size
-                self._quarantine(path, [(keep, written.size)], "not on the disk after a failed sync")
-                _cut_file(path, keep)
+                cut = Cut(keep, written.size, "not on the disk after a failed sync")
+                quarantine(self._root, self.feed, path, [cut])
+                cut_file(path, keep)
         first_lost = written.first_id if safe is None else safe.last_id + 1
         return SyncFailedError(path, error, (first_lost, written.last_id), safe)
-
-    def _quarantine(self, path: Path, cuts: Iterable[tuple[int, int]], reason: str) -> Path:
-        """Rule 6: append the bytes of `path` from start to stop, each cut under a line that says where it stood."""
-        feed = self.feed
-        target = feed.directory(self._root / QUARANTINE) / path.name
-        _make_directory(target.parent)
-        with path.open("rb") as source, open(target, "ab", opener=_private) as sink:
-            for start, stop in cuts:
-                source.seek(start)
-                sink.write(f"# {path.name}, {stop - start} bytes from {start}: {reason}\n".encode())
-                sink.writelines(_chunks(source, stop - start))
-                sink.write(b"\n")
-            sink.flush()
-            os.fsync(sink.fileno())
-        _sync_directory(target.parent)
-        return target
 
     # Seal
 
@@ -822,7 +595,7 @@ class Segments:
         final = segment.path.with_name(name)
         try:
             digest = self._already_sealed(segment, final) if final.exists() else self._pack(segment, final)
-            _sync_directory(final.parent)
+            sync_directory(final.parent)
             size = final.stat().st_size
             segment.path.unlink()
         except OSError as error:
@@ -834,12 +607,12 @@ class Segments:
         temporary = final.with_name(final.name + TEMPORARY)
         member = final.name.removesuffix(packing.suffix)
         try:
-            with segment.path.open("rb") as csv, open(temporary, "wb", opener=_private) as file:
+            with segment.path.open("rb") as csv, open(temporary, "wb", opener=private) as file:
                 with packing.write(file, member, segment.day) as sink:
-                    digest = _digest(_copying(_chunks(csv, segment.size), sink))
+                    digest = digest_of(copying(chunks_of(csv, segment.size), sink))
                 file.flush()
                 os.fsync(file.fileno())
-            _check_digest(segment, digest, _read_back(temporary, packing))
+            _check_digest(segment, digest, read_back(temporary, packing.read))
             temporary.rename(final)
         except (OSError, SealFailedError):
             temporary.unlink(missing_ok=True)
@@ -849,8 +622,8 @@ class Segments:
     def _already_sealed(self, segment: Segment, final: Path) -> Digest:
         """Compare the two files that a crash between the rename and the deletion leaves."""
         with segment.path.open("rb") as csv:
-            digest = _digest(_chunks(csv, segment.size))
-        if _read_back(final, PACKINGS[self._compression]) != digest:
+            digest = digest_of(chunks_of(csv, segment.size))
+        if read_back(final, PACKINGS[self._compression].read) != digest:
             raise NameTakenError(
                 f"{final} exists and holds other rows than {segment.path}. Both were kept: compare them."
             )
@@ -859,23 +632,6 @@ class Segments:
 
 def _inode(found: os.stat_result) -> tuple[int, int]:
     return found.st_dev, found.st_ino
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, FILE_MODE)
-
-
-def _cut_file(path: Path, size: int) -> None:
-    """Keep the first `size` bytes; a file of which nothing is kept is deleted."""
-    if size == 0:
-        path.unlink()
-        return
-    descriptor = os.open(path, os.O_WRONLY)
-    try:
-        os.ftruncate(descriptor, size)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_digest(segment: Segment, digest: Digest, packed: Digest | None) -> None:
@@ -887,15 +643,3 @@ def _check_digest(segment: Segment, digest: Digest, packed: Digest | None) -> No
         )
     if packed != digest:
         raise SealFailedError(f"{segment.path} did not read back from its packed copy: the disk or memory is failing.")
-
-
-def _read_back(path: Path, packing: Packing) -> Digest | None:
-    """Digest what `path` unpacks to, read from the disk, not from memory; None if it cannot be unpacked."""
-    with path.open("rb") as file:
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        try:
-            with packing.read(file) as source:
-                return _digest(_chunks(source))
-        except UNREADABLE:
-            return None

@@ -1,0 +1,408 @@
+"""Salvage: which rows of a CSV file prove themselves after a crash, a power loss or a damaged disk.
+
+Reads; changes nothing. Every byte of the file ends in exactly one row or one cut.
+
+What proves a row:
+
+1. It is a whole line of the stream's form (`events.row_pattern`), of the feed's own symbol, and its time lies in the
+   UTC day of the file's name.
+2. Where IDs rise by one, its neighbours agree with its ID. A stretch of two rows or more proves itself, if its IDs are
+   above those before it. A single row must stand where its ID says: directly behind the row before it (or be the one
+   that the file name promises), with no more IDs missing than rows can have stood in the bytes cut there. Rows that
+   were there before are a copy and are cut.
+3. Where IDs rise with holes (placeholders that are not written), a row must lie above the row before it. Of two rows
+   that contradict each other, the later is cut if it is a copy or contradicts the row before both too; else both are.
+
+Rows that follow each other form a stretch, and become a segment. Where IDs rise by one, a stretch goes on over cut
+bytes if the IDs do. Otherwise every cut ends it, because a row may have stood there.
+
+The file carries no checksums, so what cannot be seen is a damaged character that leaves the row's form, day and ID
+right: a digit or decimal point of a price, quantity, order ID or time, or text in an extra column.
+
+Speed: a block of lines is checked at once (one pattern, one split, one comparison of lists), about 7 s a GB; line by
+line only where that fails.
+"""
+
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from operator import lt
+from typing import IO, TypeAlias
+
+from tickcollect.events import MS_PER_DAY, STREAMS, row_pattern
+
+BLOCK = 1 << 20
+ID_DIGITS = 19
+"""IDs are below 2**63."""
+SHORTEST_ROW = 32
+"""No row of any stream is shorter, which bounds how many can have stood in damaged bytes."""
+CHECKED_TAIL = 64 << 20
+"""Bytes at the end of a file that are checked row by row in any case."""
+
+CONTRADICTED = "an ID that its neighbours contradict"
+
+
+class Numbering(Enum):
+    """How the IDs of a feed's rows follow each other inside a segment."""
+
+    BY_ONE = "by one"
+    RISING = "rising"
+    """Futures `trade`: placeholders take IDs and are not written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows that stand behind each other in the bytes `start` to `stop`, and do not contradict each other."""
+
+    start: int
+    stop: int
+    first_id: int
+    last_id: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Bytes that prove no row, and why."""
+
+    start: int
+    stop: int
+    reason: str
+
+
+Piece: TypeAlias = Rows | Cut
+Stretch: TypeAlias = list[Rows]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the name of a file says of its rows. `extra_columns` is what they have behind the stream's own."""
+
+    stream: str
+    symbol: str
+    day: int
+    first_id: int
+    numbering: Numbering
+    extra_columns: int = 0
+
+    @cached_property
+    def row(self) -> re.Pattern[bytes]:
+        """The form of one row."""
+        return row_pattern(self.stream, self.symbol, self.extra_columns)
+
+    @cached_property
+    def block(self) -> re.Pattern[bytes]:
+        """The form of any number of rows."""
+        return re.compile(b"(?:" + self.row.pattern + b")*+")
+
+    @cached_property
+    def columns(self) -> tuple[int, int, int]:
+        """The positions of ID and time, and the number of commas in a row."""
+        kind = STREAMS[self.stream]
+        names = kind.COLUMNS
+        return names.index(kind.ID_COLUMN), names.index("T"), len(names) - 1 + self.extra_columns
+
+    def ids(self, texts: Sequence[bytes]) -> tuple[int, int] | None:
+        """Return first and last of IDs that follow each other; None if they do not."""
+        if max(map(len, texts)) > ID_DIGITS:
+            return None
+        first = int(texts[0])
+        by_one = self.numbering is Numbering.BY_ONE
+        values = range(first, first + len(texts)) if by_one else list(map(int, texts))
+        if list(map(b"%d".__mod__, values)) != list(texts):  # also refuses leading zeros
+            return None
+        return (first, values[-1]) if by_one or all(map(lt, values, values[1:])) else None
+
+    def on_day(self, times: Iterable[bytes]) -> bool:
+        """Tell whether times of 13 (ms) or 16 digits (microseconds) all lie in the claimed UTC day."""
+        times = list(times)
+        start, stop = b"%d" % (self.day * MS_PER_DAY), b"%d" % ((self.day + 1) * MS_PER_DAY)
+        # as text, because a time in microseconds begins with the same time in milliseconds
+        return {13, 16}.issuperset(map(len, times)) and start <= min(times) and max(times) < stop
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What became of a file's bytes. `holes` are the IDs (first, last) that are missing before or between stretches."""
+
+    claim: Claim
+    stretches: list[Stretch]
+    cuts: list[Cut]
+    holes: list[tuple[int, int]]
+
+
+def examine(
+    source: IO[bytes], size: int, claim: Claim, *, covered: Sequence[tuple[int, int]], kept_by_kernel: bool
+) -> Findings:
+    """Find the rows of a file that prove themselves.
+
+    `covered` are ID ranges of the same day that other files hold; rows in them are cut. `kept_by_kernel`: the machine
+    has not been restarted since the file was written, so every completed write is in it and only its end can be torn;
+    of a file above `CHECKED_TAIL` the rest is then checked only for its first and last row, its number of rows, and
+    NUL bytes. `claim.extra_columns` is replaced by what most of the first rows have.
+    """
+    claim = _with_columns_found(source, claim)
+    head = None
+    if kept_by_kernel and size > CHECKED_TAIL and not any(last >= claim.first_id for _, last in covered):
+        head = _trusted_head(source, size - CHECKED_TAIL, claim)
+    pieces = [*([] if head is None else [head]), *_scan(source, 0 if head is None else head.stop, size, claim)]
+    pieces = _PROOFS[claim.numbering](pieces, claim, lambda rows: _singles(source, rows, claim))
+    pieces = list(_uncovered(source, pieces, claim, covered))
+    stretches = _stretches(pieces, claim.numbering)
+    return Findings(claim, stretches, _joined_cuts(pieces), list(_holes(stretches, claim.first_id, covered)))
+
+
+def trade_time(line: bytes, stream: str) -> int:
+    """Return the trade time of one row, in the unit it was sent."""
+    return int(line.split(b",")[STREAMS[stream].COLUMNS.index("T")])
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def _with_columns_found(source: IO[bytes], claim: Claim) -> Claim:
+    """Rows that lost the newline between them look like one row with many extra columns: the majority decides."""
+    own = len(STREAMS[claim.stream].COLUMNS)
+    source.seek(0)
+    lines = source.read(BLOCK >> 4).split(b"\n")[:-1]
+    found = Counter(line.count(b",") + 1 - own for line in lines)
+    usual = [extra for extra, _ in found.most_common() if 0 <= extra < own or extra == claim.extra_columns]
+    extra_columns = usual[0] if usual else claim.extra_columns
+    return Claim(claim.stream, claim.symbol, claim.day, claim.first_id, claim.numbering, extra_columns)
+
+
+def _scan(source: IO[bytes], start: int, stop: int, claim: Claim) -> Iterator[Piece]:
+    for at, block in _line_blocks(source, start, stop):
+        yield from _check_block(at, block, claim)
+
+
+def _line_blocks(source: IO[bytes], start: int, stop: int) -> Iterator[tuple[int, bytes]]:
+    """Read whole lines, about a `BLOCK` at once; a piece without any newline is given as it is."""
+    source.seek(start)
+    rest = b""
+    while chunk := source.read(min(BLOCK, stop - start - len(rest))):
+        data = rest + chunk
+        cut = data.rfind(b"\n") + 1 or (len(data) if len(data) >= BLOCK else 0)
+        if cut:
+            yield start, data[:cut]
+        start, rest = start + cut, data[cut:]
+    if rest:
+        yield start, rest
+
+
+def _check_block(at: int, block: bytes, claim: Claim) -> Iterator[Piece]:
+    if claim.block.fullmatch(block):
+        id_column, time_column, commas = claim.columns
+        fields = block.split(b",")
+        ends = claim.ids(fields[id_column::commas])
+        if ends is not None and claim.on_day(fields[time_column::commas]):
+            yield Rows(at, at + len(block), *ends, block.count(b"\n"))
+            return
+    yield from _check_lines(at, block, claim)
+
+
+def _check_lines(at: int, block: bytes, claim: Claim) -> Iterator[Piece]:
+    lines = block.split(b"\n")
+    for line in [*(line + b"\n" for line in lines[:-1]), lines[-1]]:
+        if line:
+            yield _check_line(at, line, claim)
+        at += len(line)
+
+
+def _check_line(at: int, line: bytes, claim: Claim) -> Piece:
+    stop = at + len(line)
+    if claim.row.fullmatch(line):
+        id_column, time_column, _ = claim.columns
+        fields = line.split(b",")
+        ends = claim.ids(fields[id_column : id_column + 1])
+        if ends is not None and claim.on_day(fields[time_column : time_column + 1]):
+            return Rows(at, stop, *ends, 1)
+        return Cut(at, stop, "an ID that is none" if ends is None else "a time of another day")
+    if b"\0" in line:
+        return Cut(at, stop, "NUL bytes")
+    return Cut(at, stop, "not a row of this feed" if line.endswith(b"\n") else "torn line")
+
+
+def _singles(source: IO[bytes], rows: Rows, claim: Claim) -> list[Rows]:
+    """Return the same rows one by one."""
+    source.seek(rows.start)
+    pieces = _check_lines(rows.start, source.read(rows.stop - rows.start), claim)
+    return [piece for piece in pieces if isinstance(piece, Rows)]
+
+
+def _trusted_head(source: IO[bytes], at_least: int, claim: Claim) -> Rows | None:
+    """Return the rows before the tail as one piece, if their ends, their number and the absence of NUL bytes fit."""
+    source.seek(0)
+    first = source.readline(BLOCK)
+    source.seek(0)
+    stop = count = 0
+    while stop < at_least:
+        chunk = source.read(BLOCK)
+        if not chunk or b"\0" in chunk:
+            return None
+        stop += len(chunk)
+        count += chunk.count(b"\n")
+    source.seek(stop - BLOCK)
+    whole, newline, torn = source.read(BLOCK).rpartition(b"\n")
+    last = whole[whole.rfind(b"\n") + 1 :] + newline
+    ends = [piece for line in (first, last) if isinstance(piece := _check_line(0, line, claim), Rows)]
+    if len(ends) < len((first, last)) or ends[0].first_id != claim.first_id:
+        return None
+    between = ends[1].last_id - claim.first_id + 1
+    fits = between == count if claim.numbering is Numbering.BY_ONE else between >= count
+    return Rows(0, stop - len(torn), claim.first_id, ends[1].last_id, count) if fits else None
+
+
+# Proof --------------------------------------------------------------------------------------------------------------
+
+
+Explode = Callable[[Rows], list[Rows]]
+
+
+def _prove_by_one(pieces: Iterable[Piece], claim: Claim, singles: Explode) -> list[Piece]:
+    """Rule 2."""
+    proved: list[Piece] = []
+    last = claim.first_id - 1
+    cut_bytes = 0
+    for stretch in _runs(pieces):
+        if isinstance(stretch, Cut):
+            proved.append(stretch)
+            cut_bytes += stretch.stop - stretch.start
+            continue
+        above = _above(stretch, last, singles)
+        rows = [piece for piece in above if isinstance(piece, Rows)]
+        missing = rows[0].first_id - last - 1 if rows else 0
+        alone = sum(piece.count for piece in rows) == 1
+        if rows and alone and not 0 <= missing <= cut_bytes // SHORTEST_ROW:
+            above = [Cut(row.start, row.stop, CONTRADICTED) for row in stretch]
+            rows = []
+        proved += above
+        if rows:
+            last, cut_bytes = rows[-1].last_id, 0
+        else:
+            cut_bytes += sum(row.stop - row.start for row in stretch)
+    return proved
+
+
+def _runs(pieces: Iterable[Piece]) -> Iterator[list[Rows] | Cut]:
+    """Join rows whose IDs continue each other with nothing cut between them."""
+    run: list[Rows] = []
+    for piece in pieces:
+        if isinstance(piece, Rows) and run and piece.first_id == run[-1].last_id + 1:
+            run.append(piece)
+            continue
+        if run:
+            yield run
+        run = [piece] if isinstance(piece, Rows) else []
+        if isinstance(piece, Cut):
+            yield piece
+    if run:
+        yield run
+
+
+def _above(run: list[Rows], last: int, singles: Explode) -> list[Piece]:
+    """Cut the rows of a run that are not above `last`."""
+    result: list[Piece] = []
+    for rows in run:
+        if rows.first_id > last:
+            result.append(rows)
+        elif rows.last_id <= last:
+            result.append(Cut(rows.start, rows.stop, "IDs that came before"))
+        else:
+            result += _above(singles(rows), last, singles)
+    return result
+
+
+def _prove_rising(pieces: Iterable[Piece], claim: Claim, singles: Explode) -> list[Piece]:
+    """Rule 3."""
+    kept: list[Rows] = []
+    cuts: list[Cut] = []
+    todo = deque(pieces)
+    while todo:
+        piece = todo.popleft()
+        if isinstance(piece, Cut):
+            cuts.append(piece)
+        elif _rises(piece.first_id, kept, claim) and (kept or cuts or piece.first_id == claim.first_id):
+            kept.append(piece)
+        elif piece.count > 1:
+            todo.extendleft(reversed(singles(piece)))
+        else:
+            cuts.append(Cut(piece.start, piece.stop, CONTRADICTED))
+            if not kept or piece.first_id == kept[-1].last_id:
+                continue
+            kept[-1:] = singles(kept[-1])
+            if piece.first_id > (kept[-2].last_id if len(kept) > 1 else claim.first_id):
+                other = kept.pop()
+                cuts.append(Cut(other.start, other.stop, CONTRADICTED))
+    return sorted([*kept, *cuts], key=lambda piece: piece.start)
+
+
+def _rises(first_id: int, kept: list[Rows], claim: Claim) -> bool:
+    return first_id > kept[-1].last_id if kept else first_id >= claim.first_id
+
+
+_PROOFS = {Numbering.BY_ONE: _prove_by_one, Numbering.RISING: _prove_rising}
+
+
+# Outcome ------------------------------------------------------------------------------------------------------------
+
+
+def _uncovered(
+    source: IO[bytes], pieces: Iterable[Piece], claim: Claim, covered: Sequence[tuple[int, int]]
+) -> Iterator[Piece]:
+    """Cut the rows that other files hold."""
+    for piece in pieces:
+        overlaps = (
+            []
+            if isinstance(piece, Cut)
+            else [(first, last) for first, last in covered if first <= piece.last_id and piece.first_id <= last]
+        )
+        if isinstance(piece, Cut) or not overlaps:
+            yield piece
+        elif any(first <= piece.first_id and piece.last_id <= last for first, last in overlaps):
+            yield Cut(piece.start, piece.stop, "rows that another file holds")
+        else:
+            yield from _uncovered(source, _singles(source, piece, claim), claim, overlaps)
+
+
+def _stretches(pieces: Iterable[Piece], numbering: Numbering) -> list[Stretch]:
+    stretches: list[Stretch] = []
+    unbroken = False
+    for piece in pieces:
+        if isinstance(piece, Cut):
+            unbroken = unbroken and numbering is Numbering.BY_ONE
+            continue
+        if numbering is Numbering.BY_ONE:
+            unbroken = bool(stretches) and piece.first_id == stretches[-1][-1].last_id + 1
+        if unbroken:
+            stretches[-1].append(piece)
+        else:
+            stretches.append([piece])
+        unbroken = True
+    return stretches
+
+
+def _joined_cuts(pieces: Iterable[Piece]) -> list[Cut]:
+    cuts: list[Cut] = []
+    for piece in pieces:
+        if isinstance(piece, Rows):
+            continue
+        joins = bool(cuts) and (cuts[-1].stop, cuts[-1].reason) == (piece.start, piece.reason)
+        cuts.append(Cut(cuts.pop().start, piece.stop, piece.reason) if joins else piece)
+    return cuts
+
+
+def _holes(stretches: list[Stretch], first_id: int, covered: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    for stretch in stretches:
+        for first, last in sorted(covered):
+            if first <= first_id <= last:
+                first_id = last + 1
+            elif first_id < first < stretch[0].first_id:
+                yield first_id, first - 1
+                first_id = last + 1
+        if first_id < stretch[0].first_id:
+            yield first_id, stretch[0].first_id - 1
+        first_id = stretch[-1].last_id + 1
