@@ -431,6 +431,16 @@ def test_what_the_last_minute_told_does_not_fill_this_one() -> None:
     assert budget.reserve(40, MINUTE_START_S + 1, 2) == 0
 
 
+def test_what_is_on_its_way_comes_on_top_of_what_was_told() -> None:
+    """An answer may not yet know of the requests sent meanwhile: they are added to the weight that it tells."""
+    budget = Budget(200)
+    assert budget.reserve(10, MINUTE_START_S, 0) == 0
+    assert budget.reserve(20, MINUTE_START_S, 0) == 0
+    budget.settle(10, MINUTE_START_S, MINUTE_START_S, 60)
+    assert budget.reserve(21, MINUTE_START_S, 0) > 0
+    assert budget.reserve(20, MINUTE_START_S, 0) == 0
+
+
 @dataclass
 class Request:
     weight: int

@@ -197,6 +197,12 @@ def _extra_column(value: str) -> str:
     return value
 
 
+def _not_empty(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("is empty")
+    return values
+
+
 def _distinct(values: tuple[str, ...]) -> tuple[str, ...]:
     repeated = next((value for number, value in enumerate(values) if value in values[:number]), None)
     if repeated is not None:
@@ -223,15 +229,17 @@ class CollectEntry(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
     exchange: Annotated[str, _one_of(NAMES)] = Field(description=f"one of {', '.join(NAMES)}")
-    stream: Annotated[str, _one_of(tuple(STREAMS))] = Field("trade", description=f"one of {', '.join(STREAMS)}")
+    stream: Annotated[str, _one_of(tuple(STREAMS))] = Field(default="trade", description=f"one of {', '.join(STREAMS)}")
     symbols: Annotated[
-        tuple[Annotated[str, _matches(_SYMBOL, "is not a symbol")], ...], Strict(strict=False), Field(min_length=1)
+        tuple[Annotated[str, _matches(_SYMBOL, "is not a symbol")], ...],
+        Strict(strict=False),
+        AfterValidator(_not_empty),
     ] = Field(description='a list of symbols as the exchange writes them, at least one, such as ["BTCUSDT"]')
     ws_url: Annotated[str, _address("ws", "wss")] | None = Field(
-        None, description="the websocket's address, such as wss://data-stream.binance.vision, or leave it out"
+        default=None, description="the websocket's address, such as wss://data-stream.binance.vision, or leave it out"
     )
     rest_url: Annotated[str, _address("http", "https")] | None = Field(
-        None, description="the REST address, such as https://data-api.binance.vision, or leave it out"
+        default=None, description="the REST address, such as https://data-api.binance.vision, or leave it out"
     )
 
     @model_validator(mode="before")
@@ -249,41 +257,43 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", hide_input_in_errors=True)
 
-    data_dir: LocalPath = Field(Path("data"), description="the directory for the data, as text")
+    data_dir: LocalPath = Field(default=Path("data"), description="the directory for the data, as text")
     collect: Annotated[tuple[CollectEntry, ...], Strict(strict=False)] = Field(
-        (), description='a list of entries such as {"exchange": "binance", "symbols": ["BTCUSDT"]}'
+        default=(), description='a list of entries such as {"exchange": "binance", "symbols": ["BTCUSDT"]}'
     )
-    rotate_size: Size = Field(1_000_000_000, ge=1000, description=f"{_A_SIZE}, at least 1 kB")
-    compression: Literal["zip", "gzip", "zstd", "none"] = Field("zip", description="one of zip, gzip, zstd, none")
+    rotate_size: Size = Field(default=1_000_000_000, ge=1000, description=f"{_A_SIZE}, at least 1 kB")
+    compression: Literal["zip", "gzip", "zstd", "none"] = Field(
+        default="zip", description="one of zip, gzip, zstd, none"
+    )
     extra_columns: Annotated[
         tuple[Annotated[str, AfterValidator(_extra_column)], ...], Strict(strict=False), AfterValidator(_distinct)
     ] = Field(
-        (),
+        default=(),
         description='a list of names that are no column yet, such as ["received_ns", "nq"]: letters, digits and _',
     )
-    not_trades: Literal["count", "write"] = Field("count", description="one of count, write")
-    sync_interval_s: float = Field(1.0, ge=0.05, le=60, description="seconds, 0.05 to 60")
-    queue_rows: int = Field(50_000, ge=100, le=1_000_000, description="a whole number of rows, 100 to 1000000")
-    first_data_s: float = Field(60.0, ge=1, le=86_400, description="seconds, 1 to 86400")
-    gap_patience_s: float = Field(1.0, ge=0, le=60, description="seconds, 0 to 60")
+    not_trades: Literal["count", "write"] = Field(default="count", description="one of count, write")
+    sync_interval_s: float = Field(default=1.0, ge=0.05, le=60, description="seconds, 0.05 to 60")
+    queue_rows: int = Field(default=50_000, ge=100, le=1_000_000, description="a whole number of rows, 100 to 1000000")
+    first_data_s: float = Field(default=60.0, ge=1, le=86_400, description="seconds, 1 to 86400")
+    gap_patience_s: float = Field(default=1.0, ge=0, le=60, description="seconds, 0 to 60")
     seal_at_stop: bool = Field(default=False, description="true or false, without quotes")
-    min_free_disk: Size = Field(1_000_000_000, ge=0, description=_A_SIZE)
+    min_free_disk: Size = Field(default=1_000_000_000, ge=0, description=_A_SIZE)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
-        "INFO", description="one of DEBUG, INFO, WARNING, ERROR"
+        default="INFO", description="one of DEBUG, INFO, WARNING, ERROR"
     )
-    log_file: LocalPath | None = Field(None, description="the path of a file, as text, or null")
+    log_file: LocalPath | None = Field(default=None, description="the path of a file, as text, or null")
     proxy: Annotated[SecretStr | None, AfterValidator(_proxy)] = Field(
-        None, description="a URL such as http://host:3128 or socks5://host:1080, or null"
+        default=None, description="a URL such as http://host:3128 or socks5://host:1080, or null"
     )
-    aws_access_key: Secret = Field(SecretStr(""), description="the key's ID, or \"\" for boto3's usual chain")
-    aws_secret_key: Secret = Field(SecretStr(""), description='the secret, or "" for boto3\'s usual chain')
+    aws_access_key: Secret = Field(default=SecretStr(""), description="the key's ID, or \"\" for boto3's usual chain")
+    aws_secret_key: Secret = Field(default=SecretStr(""), description='the secret, or "" for boto3\'s usual chain')
     s3_bucket: Annotated[str, AfterValidator(_bucket)] = Field(
-        "", description="the bucket's bare name; a folder inside it belongs in S3_BUCKET_PATH"
+        default="", description="the bucket's bare name; a folder inside it belongs in S3_BUCKET_PATH"
     )
-    s3_bucket_path: str = Field("", description='the folder inside the bucket, as text, or ""')
-    telegram_token: Secret = Field(SecretStr(""), description='the token that BotFather gave, or ""')
+    s3_bucket_path: str = Field(default="", description='the folder inside the bucket, as text, or ""')
+    telegram_token: Secret = Field(default=SecretStr(""), description='the token that BotFather gave, or ""')
     telegram_chat_id: Annotated[str, BeforeValidator(_chat)] = Field(
-        "", description='the chat\'s number, or its name as text ("@channel"), or ""'
+        default="", description='the chat\'s number, or its name as text ("@channel"), or ""'
     )
 
 
@@ -527,9 +537,6 @@ def _strangers(source: _Source) -> list[Problem]:
     ]
 
 
-_FAULTS = {"missing": "is missing", "too_short": "is empty"}
-
-
 def _explained(detail: ErrorDetails, origins: Mapping[str, _Source]) -> Problem:
     """Say in our words what pydantic found: which value, why not, and what to write instead."""
     first, *rest = detail["loc"]
@@ -541,10 +548,10 @@ def _explained(detail: ErrorDetails, origins: Mapping[str, _Source]) -> Problem:
     if kind == "extra_forbidden":
         return found("is not a key of an entry", _did_you_mean(name, fields) or f"The keys are {', '.join(fields)}")
     remedy = f"Write {fields[name].description}"
-    if kind in _FAULTS:
-        return found(_FAULTS[kind], remedy)
+    if kind == "missing":
+        return found("is missing", remedy)
     if kind == "value_error":
-        quotation = f": {_given(value)}" if name in _QUOTED else ""
+        quotation = f": {_given(value)}" if name in _QUOTED and isinstance(value, str | int) else ""
         return found(f"{detail['ctx']['error']}{quotation}", remedy)
     if kind == "literal_error" and isinstance(value, str):
         remedy = " ".join(
