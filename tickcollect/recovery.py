@@ -41,19 +41,19 @@ from tickcollect.salvage import Claim, Cut, Findings, Numbering, Stretch, examin
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """What a start found. `open` goes on to grow; `ended` wait to be sealed.
+    """What a start found. `open` goes on to grow; `finished` wait to be sealed.
 
     `last_id` and `last_time` (as sent) are those of the feed's newest row, None where there is none or its file cannot
-    be read. `holes` are IDs (first, last) that damage has taken out of the files. `done` says in words what was done to
+    be read. `holes` are IDs (first, last) that damage has taken out of the files. `lines` say in words what was done to
     which file; `foreign` are files that are not this feed's and were left alone. `rows` counts those kept in CSV files.
     """
 
     open: Segment | None
-    ended: list[Segment]
+    finished: list[Segment]
     last_id: int | None
     last_time: int | None
     holes: list[tuple[int, int]]
-    done: list[str]
+    lines: list[str]
     foreign: list[Path]
     rows: int
     quarantined_bytes: int
@@ -85,7 +85,7 @@ class Recovery:
         self._segments: list[Segment] = []
         self._extra_columns: dict[Path, int] = {}
         self._holes: list[tuple[int, int]] = []
-        self._done: list[str] = []
+        self._lines: list[str] = []
         self._foreign: list[Path] = []
         self._quarantined_bytes = 0
 
@@ -103,11 +103,11 @@ class Recovery:
             going_on = None
         return Recovered(
             open=going_on,
-            ended=[segment for segment in self._segments if segment is not going_on],
+            finished=[segment for segment in self._segments if segment is not going_on],
             last_id=last_id,
             last_time=None if newest is None else self._last_time(newest),
             holes=self._holes,
-            done=self._done,
+            lines=self._lines,
             foreign=self._foreign,
             rows=sum(segment.rows for segment in self._segments),
             quarantined_bytes=self._quarantined_bytes,
@@ -129,16 +129,16 @@ class Recovery:
             path = self._files.pop(name)
             if name.last_id is None or SegmentName(name.day, name.first_id) in self._files:
                 path.unlink()
-                self._done.append(f"{path.name}: removed, it was not finished")
+                self._lines.append(f"{path.name}: removed, it was not finished")
             else:
                 self._foreign.append(path)
-                self._done.append(f"{path.name}: left alone, the CSV that it was made from is gone")
+                self._lines.append(f"{path.name}: left alone, the CSV that it was made from is gone")
 
     def _recover_csv(self, name: SegmentName, path: Path, extra_columns: int) -> None:
         found = path.stat()
         if found.st_size == 0:
             path.unlink()
-            self._done.append(f"{path.name}: removed, it was empty")
+            self._lines.append(f"{path.name}: removed, it was empty")
             return
         if self._has_sealed_twin(name, path):
             return
@@ -162,10 +162,12 @@ class Recovery:
                 same = read_back(twin, READERS[other.packing]) == digest_of(chunks_of(csv))
             if same:
                 path.unlink()
-                self._done.append(f"{path.name}: removed, {twin.name} holds all of it")
+                self._lines.append(f"{path.name}: removed, {twin.name} holds all of it")
             else:
                 self._foreign.append(path)
-                self._done.append(f"{path.name}: left alone, {twin.name} begins with the same ID but holds other bytes")
+                self._lines.append(
+                    f"{path.name}: left alone, {twin.name} begins with the same ID but holds other bytes"
+                )
             return True
         return False
 
@@ -176,7 +178,7 @@ class Recovery:
         lost = sum(cut.stop - cut.start for cut in cuts)
         reasons = ", ".join(dict.fromkeys(cut.reason for cut in cuts))
         self._quarantined_bytes += lost
-        self._done.append(f"{path.name}: cut {lost} bytes ({reasons}), kept in {target.relative_to(self._root)}")
+        self._lines.append(f"{path.name}: cut {lost} bytes ({reasons}), kept in {target.relative_to(self._root)}")
 
     def _place(self, path: Path, findings: Findings) -> None:
         """Give each stretch a file of its own; the old file is cut or deleted when all others are complete."""
@@ -206,7 +208,8 @@ class Recovery:
             os.fsync(sink.fileno())
         if target == path or not target.exists():
             temporary.rename(target)
-            self._done.append(f"{target.name}: rows {stretch[0].first_id} to {stretch[-1].last_id} of {path.name}")
+            origin = "joined again" if target == path else f"of {path.name}"
+            self._lines.append(f"{target.name}: rows {stretch[0].first_id} to {stretch[-1].last_id} {origin}")
             return True
         if temporary.read_bytes() != target.read_bytes():
             cuts = [Cut(rows.start, rows.stop, "rows that another file holds differently") for rows in stretch]
@@ -231,7 +234,7 @@ class Recovery:
                     before, last = last, chunk
             return trade_time((before + last).splitlines()[-1], self._feed.stream)
         except (*UNREADABLE, IndexError, ValueError):
-            self._done.append(f"{path.name}: its last row cannot be read; unpack it to see what is damaged")
+            self._lines.append(f"{path.name}: its last row cannot be read; unpack it to see what is damaged")
             return None
 
 

@@ -1,0 +1,203 @@
+"""The journal: what happened and when, one JSON object a line, appended and never changed.
+
+    {"at":"2026-11-20T00:00:00.123456Z","event":"gap","feed":"binance/trade/BTCUSDT","first_id":101,"last_id":105}
+
+Rules:
+
+1. A line is written with one `write` to the end of the file, so processes that share a journal do not mix their lines.
+2. A line is at most `MAX_LINE` bytes: the longest texts are shortened, and then end in an ellipsis.
+3. A line that a crash or a full disk has torn is kept, ended by a newline and skipped by readers, who count it. The
+   entry that did not fit is not in the journal; the caller was told so by `JournalError`.
+4. An entry is handed over when `append` has returned (it survives SIGKILL) and safe when `sync` has (power loss).
+
+Any thread may append. Times come from the clock given, in UTC.
+"""
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+MAX_LINE = 8192
+FILE_MODE = 0o640
+_SHORTENED = 200
+"""Characters that a text keeps in a line that would be too long."""
+
+
+class JournalError(OSError):
+    """The journal could not be written or read; `errno` tells why. Its text is one line for a person."""
+
+    def __init__(self, action: str, path: Path, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror)
+        self._text = (
+            f"cannot {action} the journal {path}: {error.strerror}. What happens now is not on record; see whether the "
+            "disk is full or read-only."
+        )
+
+    def __str__(self) -> str:
+        return self._text
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One happening: its UTC time, its kind and what is known of it."""
+
+    at: datetime
+    event: str
+    facts: dict[str, Any]
+
+
+class Journal:
+    """The journal at `path`, opened at the first append; `time_ns` is the clock (ns since 1970)."""
+
+    def __init__(self, path: Path, time_ns: Callable[[], int] = time.time_ns) -> None:
+        self._path = path
+        self._time_ns = time_ns
+        self._descriptor = -1
+        self._torn = False
+        self._lock = threading.Lock()
+
+    def append(self, event: str, /, **facts: object) -> None:
+        """Append one entry, stamped with the clock's time. Raises `JournalError`; the same may be given again."""
+        line = _line(self._time_ns(), event, facts)
+        with self._lock:
+            try:
+                self._open()
+                data = b"\n" + line if self._torn else line
+                # marked before: whatever stops the write leaves a line that must be ended first
+                self._torn = True
+                if os.write(self._descriptor, data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # noqa: TRY301 - a short write has no errno
+                self._torn = False
+            except OSError as error:
+                raise JournalError("append to", self._path, error) from error
+
+    def sync(self) -> None:
+        """Make what was appended safe from power loss. Raises `JournalError`."""
+        with self._lock:
+            if self._descriptor < 0:
+                return
+            descriptor = os.dup(self._descriptor)
+        try:
+            os.fdatasync(descriptor)
+        except OSError as error:
+            raise JournalError("sync", self._path, error) from error
+        finally:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Sync and give the descriptor back; another append opens the file again. Raises `JournalError`."""
+        try:
+            self.sync()
+        finally:
+            with self._lock:
+                self._close()
+
+    def _open(self) -> None:
+        """Open the file that the path names now: it may have been rotated away since the last append."""
+        if self._descriptor >= 0 and not _same_file(self._descriptor, self._path):
+            self._close()
+        if self._descriptor >= 0:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        self._descriptor = os.open(self._path, flags, FILE_MODE)
+        size = os.fstat(self._descriptor).st_size
+        self._torn = size > 0 and os.pread(self._descriptor, 1, size - 1) != b"\n"
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+@dataclass(slots=True)
+class Reading:
+    """A journal's entries, oldest first. `damaged` counts the lines met so far that are no entry."""
+
+    path: Path
+    damaged: int = field(default=0, init=False)
+
+    def __iter__(self) -> Iterator[Entry]:
+        self.damaged = 0
+        try:
+            with self.path.open("rb") as file:
+                while line := file.readline(MAX_LINE):
+                    entry = _parse(line)
+                    if entry is None:
+                        self.damaged += 1
+                        _skip_rest(file, line)
+                    else:
+                        yield entry
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise JournalError("read", self.path, error) from error
+
+
+def read(path: Path) -> Reading:
+    """Return the entries of a journal; none if there is no such file. Iterating raises `JournalError`."""
+    return Reading(path)
+
+
+def _line(time_ns: int, event: str, facts: dict[str, object]) -> bytes:
+    if not facts.keys().isdisjoint(("at", "event")):
+        raise ValueError(f"'at' and 'event' are the journal's own: {sorted(facts)}")
+    microseconds = time_ns // 1000
+    at = datetime.fromtimestamp(microseconds // 10**6, UTC).replace(microsecond=microseconds % 10**6)
+    head = {"at": f"{at:%Y-%m-%dT%H:%M:%S.%f}Z", "event": event}
+    line = _json(head | facts)
+    if len(line) > MAX_LINE:
+        line = _json(head | {name: _shortened(value) for name, value in facts.items()})
+    if len(line) > MAX_LINE:
+        line = _json(head | {"left_out": [name[:_SHORTENED] for name in list(facts)[:10]]})
+    return line
+
+
+def _shortened(value: object) -> object:
+    if isinstance(value, str) and len(value) > _SHORTENED:
+        return value[:_SHORTENED] + "…"
+    return value
+
+
+def _json(entry: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(entry, default=str, option=orjson.OPT_APPEND_NEWLINE)
+    except TypeError:  # a number above 64 bits, or text that is not Unicode, such as part of a file name
+        plain = {name: ascii(value) for name, value in entry.items() if name not in {"at", "event"}}
+        return orjson.dumps(
+            {"at": entry["at"], "event": ascii(entry["event"])} | plain, option=orjson.OPT_APPEND_NEWLINE
+        )
+
+
+def _parse(line: bytes) -> Entry | None:
+    if not line.endswith(b"\n"):
+        return None
+    try:
+        entry = orjson.loads(line)
+        if isinstance(entry, dict):
+            at, event = entry.pop("at"), entry.pop("event")
+            if isinstance(event, str):
+                return Entry(datetime.fromisoformat(at), event, entry)
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+        return None
+    return None
+
+
+def _skip_rest(file: IO[bytes], line: bytes) -> None:
+    while line and not line.endswith(b"\n"):
+        line = file.readline(MAX_LINE)
+
+
+def _same_file(descriptor: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    return False
