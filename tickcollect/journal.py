@@ -28,6 +28,7 @@ import orjson
 
 MAX_LINE = 8192
 FILE_MODE = 0o640
+_OWN = ("at", "event")
 _SHORTENED = 200
 """Characters that a text keeps in a line that would be too long."""
 
@@ -149,7 +150,7 @@ def read(path: Path) -> Reading:
 
 
 def _line(time_ns: int, event: str, facts: dict[str, object]) -> bytes:
-    if not facts.keys().isdisjoint(("at", "event")):
+    if not facts.keys().isdisjoint(_OWN):
         raise ValueError(f"'at' and 'event' are the journal's own: {sorted(facts)}")
     microseconds = time_ns // 1000
     at = datetime.fromtimestamp(microseconds // 10**6, UTC).replace(microsecond=microseconds % 10**6)
@@ -172,10 +173,9 @@ def _json(entry: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(entry, default=str, option=orjson.OPT_APPEND_NEWLINE)
     except TypeError:  # a number above 64 bits, or text that is not Unicode, such as part of a file name
-        plain = {name: ascii(value) for name, value in entry.items() if name not in {"at", "event"}}
-        return orjson.dumps(
-            {"at": entry["at"], "event": ascii(entry["event"])} | plain, option=orjson.OPT_APPEND_NEWLINE
-        )
+        own = {name: entry[name] for name in _OWN}
+        plain = {ascii(name): ascii(value) for name, value in entry.items() if name not in _OWN}
+        return orjson.dumps(own | plain, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _parse(line: bytes) -> Entry | None:
