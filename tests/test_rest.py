@@ -590,6 +590,30 @@ def test_a_named_proxy_is_used() -> None:
     run(story())
 
 
+def test_a_socks_proxy_is_understood() -> None:
+    """SOCKS5 is spoken to a proxy that is named so: greeting first, then the exchange's name, never its address."""
+    heard: list[bytes] = []
+
+    async def story() -> None:
+        async def socks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.append(await reader.readexactly(3))
+            writer.write(b"\x05\x00")
+            heard.append(await reader.readexactly(5 + len("api.invalid") + 2))
+            writer.write(b"\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50")
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK)
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(socks, "127.0.0.1", 0)
+        proxy = f"socks5://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, rest("http://api.invalid", FakeTime(), proxy=proxy) as client:
+            assert await client.get("/x", weight=1, timeout_s=10) == b'{"ok":true}'
+
+    run(story())
+    assert heard == [b"\x05\x01\x00", b"\x05\x01\x00\x03\x0bapi.invalid\x00\x50"]
+
+
 def test_no_secret_in_errors_or_logs(caplog: pytest.LogCaptureFixture) -> None:
     """Neither the key in a header nor the parameters of a request appear in an error's text or in a log."""
     caplog.set_level(logging.DEBUG)

@@ -311,6 +311,7 @@ _QUOTED = frozenset({
     "exchange", "stream", "symbols", "rotate_size", "compression", "extra_columns", "not_trades", "sync_interval_s",
     "queue_rows", "first_data_s", "gap_patience_s", "seal_at_stop", "min_free_disk", "log_level",
 })  # fmt: skip
+"""Whose values an error may quote (rule 3): names that everybody knows, and numbers."""
 
 _PAIRS = (("AWS_ACCESS_KEY", "AWS_SECRET_KEY"), ("TELEGRAM_TOKEN", "TELEGRAM_CHAT_ID"))
 
