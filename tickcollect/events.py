@@ -14,7 +14,7 @@ Rules:
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, ClassVar, Literal, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 from msgspec import Meta, Raw, Struct, defstruct
 
@@ -55,12 +55,12 @@ class Trade(Struct, gc=False, tag_field="e", tag="trade"):
     ID_COLUMN: ClassVar = "t"
 
     @staticmethod
-    def ids(rows: "Sequence[Trade]") -> list[int]:
+    def ids(rows: Sequence[Any]) -> list[int]:
         """Return each row's sequence ID."""
         return [row.t for row in rows]
 
     @staticmethod
-    def lines(rows: "Sequence[Trade]") -> list[str]:
+    def lines(rows: Sequence[Any]) -> list[str]:
         """Return each row as a CSV line."""
         return [f"trade,{d.E},{d.s},{d.t},{d.p},{d.q},{d.b},{d.a},{d.T},{'True' if d.m else 'False'}\n" for d in rows]
 
@@ -99,12 +99,12 @@ class AggTrade(Struct, gc=False, tag_field="e", tag="aggTrade"):
     ID_COLUMN: ClassVar = "a"
 
     @staticmethod
-    def ids(rows: "Sequence[AggTrade]") -> list[int]:
+    def ids(rows: Sequence[Any]) -> list[int]:
         """Return each row's sequence ID."""
         return [row.a for row in rows]
 
     @staticmethod
-    def lines(rows: "Sequence[AggTrade]") -> list[str]:
+    def lines(rows: Sequence[Any]) -> list[str]:
         """Return each row as a CSV line."""
         return [
             f"aggTrade,{d.E},{d.s},{d.a},{d.p},{d.q},{d.f},{d.l},{d.T},{'True' if d.m else 'False'}\n" for d in rows

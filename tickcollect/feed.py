@@ -157,6 +157,10 @@ class Inbox:
         self._taken = self.waiting
         return items
 
+    def wake(self) -> None:
+        """Let a waiting `take` return."""
+        self._filled.set()
+
     def done(self) -> None:
         """All that was taken has been handed over; let the connections go on."""
         self.waiting -= self._taken

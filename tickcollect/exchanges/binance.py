@@ -15,6 +15,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import orjson
@@ -146,6 +147,29 @@ def links(market: Market, feeds: Sequence[tuple[str, str]], ws_url: str | None =
         for route, names in by_route.items()
         for start in range(0, len(names), STREAMS_PER_CONNECTION)
     ]
+
+
+REST_TWINS: Mapping[str, str] = {
+    "stream.binance.com": "https://api.binance.com",
+    "data-stream.binance.vision": "https://data-api.binance.vision",
+    "stream.testnet.binance.vision": "https://testnet.binance.vision",
+    "demo-stream.binance.com": "https://demo-api.binance.com",
+    "fstream.binance.com": "https://fapi.binance.com",
+    "demo-fstream.binance.com": "https://demo-fapi.binance.com",
+    "fstream.binancefuture.com": "https://testnet.binancefuture.com",
+    "dstream.binance.com": "https://dapi.binance.com",
+    "demo-dstream.binance.com": "https://demo-dapi.binance.com",
+}
+"""Where REST answers for a websocket host (the documents' host lists, 2026)."""
+
+
+def rest_url_for(market: Market, ws_url: str | None) -> str:
+    """Return the REST address that belongs to a websocket address: Binance's own twin, or else the same server."""
+    if ws_url is None:
+        return market.rest_url
+    address = urlsplit(ws_url)
+    scheme = "https" if address.scheme == "wss" else "http"
+    return REST_TWINS.get(address.hostname or "", f"{scheme}://{address.netloc}")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,289 @@
+"""The commands: parse, call, print. What they need is imported inside them, so that `--help` stays quick.
+
+Exit codes: 0 done; 1 something failed, said in one line; 2 a mistake in the command line or the configuration;
+75 the feed is collected by another process; 130 stopped at once by a second signal.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tickcollect import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from tickcollect.collector import Show, Summary
+    from tickcollect.config import Config
+    from tickcollect.status import Snapshot
+
+EXIT_FAILED = 1
+EXIT_MISTAKE = 2
+EXIT_IN_USE = 75
+EXIT_AT_ONCE = 130
+
+EXCHANGES = ("binance", "binance-futures", "binance-delivery")
+STREAMS = ("trade", "aggTrade")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="tickcollect")
+def main() -> None:
+    """Collect every trade of the markets you name, and prove that none is missing."""
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  tickcollect run --symbol BTCUSDT --symbol ETHUSDT
+  tickcollect run --exchange binance-futures --symbol BTCUSDT --data-dir /var/lib/ticks
+  tickcollect run --config config.json"""
+)
+@click.option("--symbol", "symbols", multiple=True, help="A symbol as the exchange writes it, BTCUSDT; repeatable.")
+@click.option("--exchange", type=click.Choice(EXCHANGES), help="Where the symbols trade.  [default: binance]")
+@click.option("--stream", type=click.Choice(STREAMS), help="What to collect.  [default: trade on spot, else aggTrade]")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the files go.  [default: data]")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="[default: config.json, if it is there]")
+@click.option("--ws-url", help="Another websocket host: a testnet, data-stream.binance.vision, a local server.")
+@click.option("--rest-url", help="Its REST host.  [default: the one that belongs to --ws-url]")
+def run(config_path: Path | None, symbols: tuple[str, ...], **options: Any) -> None:
+    """Collect until stopped: Ctrl-C or SIGTERM ends in order, a second one at once."""
+    config = _config(config_path, symbols, options)
+    with _failures_told():
+        summary = asyncio.run(_collect(config))
+    for line in summary_lines(summary, config.data_dir):
+        click.echo(line)
+
+
+@main.command()
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the files are.  [default: data]")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="[default: config.json, if it is there]")
+@click.option("--json", "as_json", is_flag=True, help="Print what the status files hold, as JSON.")
+def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> None:  # noqa: FBT001 - click's flag
+    """Show what the running collector does; the exit code is for monitoring.
+
+    0 all is well, 1 it collects with trouble, 2 it is dead or hangs, 3 none has run here.
+    """
+    import time  # noqa: PLC0415
+
+    from rich.console import Console  # noqa: PLC0415
+
+    from tickcollect import status as state  # noqa: PLC0415
+
+    config = _config(config_path, (), {"data_dir": data_dir}, needs_feeds=False)
+    try:
+        snapshots = state.read(config.data_dir)
+    except state.StatusError as error:
+        click.echo(str(error), err=True)
+        sys.exit(error.exit_code)
+    now_ns = time.time_ns()
+    verdicts = [state.judge(snapshot, now_ns, state.alive(snapshot)) for snapshot in snapshots]
+    if as_json:
+        click.echo(state.encode(snapshots).decode(), nl=False)
+    else:
+        Console().print(state.table(snapshots, now_ns, verdicts))
+    sys.exit(max(verdict.health for verdict in verdicts))
+
+
+@main.command(
+    epilog="""\b
+Examples:
+  tickcollect replay data/binance/trade/BTCUSDT --speed max
+  tickcollect replay recording.gz --port 9000
+  tickcollect replay --symbols 100 --activity 70"""
+)
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path, exists=True))
+@click.option("--speed", default="1", help="Times market time, or max: as fast as it is read.  [default: 1]")
+@click.option(
+    "--port", default=0, help="The first exchange's port; further exchanges take the next.  [default: free ones]"
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at.")
+@click.option(
+    "--exchange", type=click.Choice(EXCHANGES), help="Where the recordings cannot tell, or for a generated market."
+)
+@click.option("--symbols", default=5, show_default=True, help="Generated market: how many symbols.")
+@click.option("--activity", default=1.0, show_default=True, help="Generated market: times an ordinary minute.")
+@click.option("--seed", default=0, show_default=True, help="Generated market: another one for each number.")
+@click.option(
+    "--start-delay", default=1.0, show_default=True, help="Seconds from the first subscription to the first message."
+)
+def replay(paths: tuple[Path, ...], speed: str, start_delay: float, **options: Any) -> None:
+    """Play recorded or collected files, or a generated market, in Binance's own protocol."""
+    import math  # noqa: PLC0415
+
+    from tickcollect.dataset.replay import RecordingError, ReplayOptions, play  # noqa: PLC0415
+
+    try:
+        factor = math.inf if speed == "max" else float(speed)
+        wanted = ReplayOptions(paths=paths, speed=factor, start_delay_s=start_delay, **options)
+    except ValueError as error:
+        raise click.UsageError(f"{error} (--speed takes a number or max)") from error
+    try:
+        asyncio.run(play(wanted, click.echo))
+    except RecordingError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        raise click.ClickException(f"cannot listen at {wanted.host}:{wanted.port}: {error.strerror}") from error
+
+
+@main.command()
+@click.option("--seconds", default=12.0, show_default=True, help="How long to collect.")
+@click.option("--keep", type=click.Path(path_type=Path), help="Keep the files in this directory.")
+def demo(seconds: float, keep: Path | None) -> None:
+    """Collect from a generated market on this machine: no network, nothing to configure."""
+    from tickcollect.demo import show  # noqa: PLC0415
+
+    with _failures_told():
+        sys.exit(asyncio.run(show(seconds, keep)))
+
+
+# --- What the commands share ---------------------------------------------------------------------------------------
+
+
+def _config(
+    path: Path | None, symbols: tuple[str, ...], options: dict[str, Any], *, needs_feeds: bool = True
+) -> "Config":
+    """Read the configuration with the command line over it; a mistake ends the program with all mistakes told."""
+    from tickcollect.config import ConfigError, load, warnings  # noqa: PLC0415
+
+    overrides: dict[str, object] = {}
+    if options.get("data_dir") is not None:
+        overrides["DATA_DIR"] = str(options["data_dir"])
+    entry = {name: options[name] for name in ("exchange", "stream", "ws_url", "rest_url") if options.get(name)}
+    if symbols:
+        overrides["COLLECT"] = [{"exchange": "binance", **entry, "symbols": list(symbols)}]
+    elif entry:
+        raise click.UsageError(f"--{next(iter(entry)).replace('_', '-')} goes with --symbol: name at least one")
+    try:
+        config = load(path, os.environ, overrides)
+    except ConfigError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_MISTAKE)
+    if needs_feeds and not config.collect:
+        raise click.UsageError("nothing to collect: give --symbol BTCUSDT, or COLLECT in config.json")
+    if needs_feeds:
+        for warning in warnings(path, os.environ):
+            click.echo(f"Warning: {warning}", err=True)
+    return config
+
+
+@contextlib.contextmanager
+def _failures_told() -> Iterator[None]:
+    """Turn what can fail into one line and an exit code."""
+    from tickcollect.collector import StartError  # noqa: PLC0415
+    from tickcollect.config import ConfigError  # noqa: PLC0415
+    from tickcollect.segments import InUseError, SegmentError  # noqa: PLC0415
+    from tickcollect.status import StatusError  # noqa: PLC0415
+
+    codes: dict[type[Exception], int] = {
+        ConfigError: EXIT_MISTAKE,
+        StartError: EXIT_MISTAKE,
+        InUseError: EXIT_IN_USE,
+        SegmentError: EXIT_FAILED,
+        StatusError: EXIT_FAILED,
+    }
+    try:
+        yield
+    except tuple(codes) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
+
+
+LOG_LINE = "{time:YYYY-MM-DDTHH:mm:ss.SSS!UTC}Z {level: <7} {message}"
+
+
+def log_to(file: Path | None, level: str, console: "Console | None" = None) -> None:
+    """Send the log to a file, above the live view of `console`, or to the error side of whatever there is."""
+    from loguru import logger  # noqa: PLC0415
+
+    logger.remove()
+    if file is not None:
+        logger.add(file, level=level, format=LOG_LINE, rotation="20 MB", retention=5)
+    elif console is not None:
+        logger.add(
+            lambda text: console.print(str(text), end="", markup=False, highlight=False, soft_wrap=True),
+            level=level,
+            format=LOG_LINE,
+        )
+    else:
+        logger.add(sys.stderr, level=level, format=LOG_LINE, colorize=False)
+
+
+async def _collect(config: "Config") -> "Summary":
+    from tickcollect.collector import collect  # noqa: PLC0415
+
+    stop = asyncio.Event()
+    stop_on_signals(stop)
+    console = terminal()
+    log_to(config.log_file, config.log_level, console)
+    return await collect(config, stop, live_view(console) if console else None)
+
+
+def terminal() -> "Console | None":
+    """Return the terminal on which a live view can be drawn, None where there is none."""
+    from rich.console import Console  # noqa: PLC0415
+
+    console = Console()
+    return console if console.is_terminal and not console.is_dumb_terminal else None
+
+
+SAME_WISH_S = 0.5
+"""A signal this soon after the first is the same wish: shells and `timeout` send one to the process and its group."""
+
+
+def stop_on_signals(stop: asyncio.Event) -> None:
+    """Let the first signal stop in order and the second at once; the next start recovers what that leaves."""
+    loop = asyncio.get_running_loop()
+    first_s: list[float] = []
+
+    def on_signal() -> None:
+        if not first_s:
+            click.echo("stopping: closing sockets, writing what was received (again to stop at once)", err=True)
+            first_s.append(loop.time())
+            stop.set()
+        elif loop.time() - first_s[0] > SAME_WISH_S:
+            click.echo("stopped at once; the next start recovers the files", err=True)
+            os._exit(EXIT_AT_ONCE)
+
+    loop.add_signal_handler(signal.SIGINT, on_signal)
+    loop.add_signal_handler(signal.SIGTERM, on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants it ignored
+        loop.add_signal_handler(signal.SIGHUP, on_signal)
+
+
+def live_view(console: "Console") -> "Show":
+    """Return what draws the live view while collecting goes on, with the log above it."""
+    from tickcollect import status as state  # noqa: PLC0415
+
+    @contextlib.asynccontextmanager
+    async def view(snapshot: "Callable[[], Snapshot]") -> AsyncIterator[None]:
+        drawing = asyncio.create_task(state.live(snapshot, console))
+        try:
+            yield
+        finally:
+            drawing.cancel()
+            await asyncio.wait({drawing})
+
+    return view
+
+
+def summary_lines(summary: "Summary", data_dir: Path) -> list[str]:
+    """Put what a run did into words."""
+    missing = f"{summary.gaps} gaps, {summary.missing:,} IDs missing" if summary.gaps else "no gap: no ID is missing"
+    lines = [f"{summary.rows:,} rows in {summary.seconds:.0f} s; {missing}"]
+    if summary.copies:
+        lines.append(f"{summary.copies:,} copies dropped")
+    if summary.refused:
+        lines.append(f"{summary.refused:,} messages refused, kept in {data_dir / 'quarantine'}")
+    shown = summary.files[:20]
+    lines += [f"  {path}" for path in shown]
+    if len(summary.files) > len(shown):
+        lines.append(f"  and {len(summary.files) - len(shown)} more files below {data_dir}")
+    return lines

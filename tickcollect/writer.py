@@ -1,0 +1,394 @@
+"""The writer: from the queue to the files, the one place that every row passes.
+
+    Inbox ─▶ group by feed ─▶ format ─▶ check the text ─▶ check the sequence ─▶ append (disk thread)
+
+Rules:
+
+1. A row is formatted and its text checked before its ID counts. A row that fails goes to quarantine, and the hole that
+   it leaves is found by its ID like any other.
+2. Rows are appended in the order of the sequence; a gap, a restart of the numbering and another day end the segment.
+3. Appends happen in one thread of their own, at most every `WRITE_INTERVAL_S`, while the next rows gather. What the
+   disk does not take stays here, the queue fills, and the reading stops (`Inbox`): nothing is thrown away.
+4. Whatever is not an ordinary row ends in a count, and in quarantine or as a happening.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Protocol
+
+import msgspec
+
+from tickcollect import gaps
+from tickcollect.events import MARKET, RECEIVED_NS, FuturesTrade, Message, MessageType, RowCheck, day_of, field_text
+from tickcollect.exchanges.binance import Refused, UnknownEvent
+from tickcollect.feed import Batch, Connected, Disconnected, Inbox, Item, LinkState, Odd, SubscriptionRefused
+from tickcollect.segments import DiskFullError, FeedPath, FileLostError, Segment, Segments
+
+WRITE_INTERVAL_S = 0.02
+"""Between two writes while little comes: what a killed process may have received and not yet handed over."""
+RETRY_FULL_DISK_S = 1.0
+HOLE_CHECK_S = 0.1
+
+
+class End:
+    """In a feed's pending pieces: the open segment ends here."""
+
+
+END = End()
+
+
+@dataclass(slots=True)
+class Piece:
+    """Rows of one day that follow each other, formatted."""
+
+    day: int
+    ids: range | list[int]
+    blocks: list[bytes]
+
+
+@dataclass(slots=True, eq=False)
+class Feed:
+    """One feed while it is collected: its rules, its files, its counts."""
+
+    path: FeedPath
+    kind: MessageType
+    check: RowCheck
+    sequence: gaps.Sequence[str]
+    segments: Segments
+    extra_columns: tuple[str, ...] = ()
+    write_not_trades: bool = False
+    fresh: list[Message] = field(default_factory=list)
+    """Rows of the batch in hand."""
+    pending: list[Piece | End] = field(default_factory=list)
+    """What waits for the disk thread."""
+    not_trade_ids: set[int] = field(default_factory=set)
+    """IDs of held rows that are not trades."""
+    rows: int = 0
+    """Rows handed over to the files."""
+    copies: int = 0
+    late: int = 0
+    refused: int = 0
+    not_trades: int = 0
+    gaps: int = 0
+    missing: int = 0
+    restarts: int = 0
+    last: Message | None = None
+    last_received_ns: int = 0
+    last_seen_s: float = float("-inf")
+    """When the last row came, by the event loop's clock."""
+
+    @property
+    def has_placeholders(self) -> bool:
+        """Whether some of its messages take an ID and are no trades (futures `trade`)."""
+        return issubclass(self.kind, FuturesTrade)
+
+    @property
+    def name(self) -> str:
+        """The feed as people read it."""
+        return f"{self.path.exchange}/{self.path.stream}/{self.path.symbol}"
+
+
+Routes = Mapping[MessageType, Mapping[str, Feed]]
+"""The feeds of one link, by the class of their messages and the symbol."""
+
+
+class Tell(Protocol):
+    """Says that something happened, to the journal and to the log; from any thread."""
+
+    def __call__(self, event: str, subject: str, /, **facts: object) -> None:
+        """`subject` is the feed, exchange or file concerned."""
+
+
+@dataclass
+class Writer:
+    """Drains the inbox until `stop`; `finish` hands over what is left."""
+
+    inbox: Inbox
+    routes: Mapping[LinkState, Routes]
+    disk: Executor
+    """One thread: all appends of all feeds happen there, in order."""
+    tell: Tell
+    quarantine: Callable[[str, bytes, str], None]
+    """Keep a payload that cannot be used: `quarantine(exchange, payload, reason)`."""
+    ended: Callable[[Sequence[Segment], Feed], None]
+    """Takes segments that wait for sealing."""
+    write_journal: Callable[[], None]
+    """Called in the disk thread after each write."""
+    stopping: bool = False
+    rows_written: int = 0
+    full_disk: str = ""
+    """Why nothing can be written at the moment; empty while all is well."""
+    _touched: dict[Feed, None] = field(default_factory=dict)
+    _waiting: dict[Feed, None] = field(default_factory=dict)
+    _unknown: set[str] = field(default_factory=set)
+
+    async def run(self) -> None:
+        """Move rows from the queue to the files until told to stop, which is between two writes, never inside one."""
+        loop = asyncio.get_running_loop()
+        while not self.stopping:
+            started_s = loop.time()
+            for item in await self.inbox.take(HOLE_CHECK_S if self._waiting else None):
+                self._accept(item, loop.time())
+            self._decide_holes(loop.time())
+            await self.flush()
+            self.inbox.done()
+            if self.inbox.waiting < self.inbox.limit // 2:
+                await asyncio.sleep(max(0.0, started_s + WRITE_INTERVAL_S - loop.time()))
+
+    def stop(self) -> None:
+        """Let `run` return."""
+        self.stopping = True
+        self.inbox.wake()
+
+    async def finish(self, now_s: float) -> None:
+        """Hand over what the queue and the sequences still hold, at the end of collecting."""
+        for item in await self.inbox.take(0):
+            self._accept(item, now_s)
+        for feed in self._feeds():
+            self._take_steps(feed, feed.sequence.finish())
+        await self.flush()
+        self.inbox.done()
+
+    async def flush(self) -> None:
+        """Append what is pending; wait for as long as the disk is full."""
+        jobs = deque((feed, feed.pending) for feed in self._touched)
+        for feed in self._touched:
+            feed.pending = []
+        self._touched.clear()
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                await loop.run_in_executor(self.disk, self._write, jobs)
+            except DiskFullError as error:
+                if not self.full_disk:
+                    self.full_disk = str(error)
+                    self.tell("disk_full", str(error.path), detail=str(error))
+                if self.stopping:
+                    raise
+                await asyncio.sleep(RETRY_FULL_DISK_S)
+            else:
+                break
+        if self.full_disk:
+            self.full_disk = ""
+            self.tell("disk_again", "disk", detail="there is space again; collecting goes on")
+
+    def _feeds(self) -> Iterable[Feed]:
+        return [feed for routes in self.routes.values() for by_symbol in routes.values() for feed in by_symbol.values()]
+
+    # --- In the event loop: accept, format, check --------------------------------------------------------------
+
+    def _accept(self, item: Item, now_s: float) -> None:
+        match item:
+            case Batch():
+                self._take_batch(item, now_s)
+            case Odd(link, _, payload, Refused(reason)):
+                self.quarantine(link.exchange, payload, reason)
+            case Odd(link, _, payload, UnknownEvent(name)):
+                if name not in self._unknown:
+                    self._unknown.add(name)
+                    self.tell("unknown_message", link.exchange, name=name)
+                self.quarantine(link.exchange, payload, f"a kind of message that was not asked for: {name}")
+            case Odd(link, _, payload, notice):
+                self.quarantine(link.exchange, payload, f"unexpected: {notice}")
+            case Connected(link):
+                self.tell("connected", link.exchange, url=link.link.url, streams=len(link.link.streams))
+            case Disconnected(link):
+                self.tell(
+                    "disconnected" if item.opened else "cannot_connect",
+                    link.exchange,
+                    url=link.link.url,
+                    reason=item.reason,
+                    remedy=item.remedy,
+                    retry_in_s=round(item.retry_in_s, 1),
+                )
+            case SubscriptionRefused(link, streams, error):
+                self.tell(
+                    "subscription_refused",
+                    link.exchange,
+                    streams=list(streams),
+                    code=error.code,
+                    message=error.message,
+                )
+
+    def _take_batch(self, batch: Batch, now_s: float) -> None:
+        """Group a batch by feed, keeping each feed's order."""
+        routes = self.routes[batch.link]
+        touched: list[Feed] = []
+        for row in batch.messages:
+            try:
+                feed = routes[row.__class__][row.s]
+            except KeyError:
+                self._stray(batch.link, row)
+                continue
+            if not feed.fresh:
+                touched.append(feed)
+            feed.fresh.append(row)
+        for feed in touched:
+            rows, feed.fresh = feed.fresh, []
+            self._take_rows(feed, rows, batch, now_s)
+
+    def _take_rows(self, feed: Feed, rows: list[Message], batch: Batch, now_s: float) -> None:
+        feed.last, feed.last_received_ns, feed.last_seen_s = rows[-1], batch.received_ns, now_s
+        lines = feed.kind.lines(rows)
+        if feed.extra_columns:
+            lines = with_extra_columns(lines, rows, feed.extra_columns, batch.received_ns)
+        block = "".join(lines).encode()
+        if not feed.check.admits(block):
+            rows, lines = self._admitted(feed, rows, lines)
+            block = "".join(lines).encode()
+        ids = feed.kind.ids(rows)
+        if feed.has_placeholders:
+            feed.not_trade_ids.update(row.t for row in rows if isinstance(row, FuturesTrade) and row.X != MARKET)
+        steps = feed.sequence.take(ids, [row.T for row in rows], lines, now_s)
+        if len(steps) == 1 and isinstance(steps[0], gaps.Run) and steps[0].rows is lines and not feed.not_trade_ids:
+            self._add(feed, steps[0].ids, steps[0].times, lines, block)
+        else:
+            self._take_steps(feed, steps)
+        if feed.sequence.held:
+            self._waiting[feed] = None
+
+    def _admitted(self, feed: Feed, rows: list[Message], lines: list[str]) -> tuple[list[Message], list[str]]:
+        """Keep the rows whose text is right; the others go to quarantine (rule 1)."""
+        good: tuple[list[Message], list[str]] = ([], [])
+        for row, line in zip(rows, lines, strict=True):
+            if feed.check.admits_row(line.encode()):
+                good[0].append(row)
+                good[1].append(line)
+            else:
+                feed.refused += 1
+                self.quarantine(feed.path.exchange, line.encode(), "a field holds what cannot stand in its column")
+        return good
+
+    def _stray(self, link: LinkState, row: Message) -> None:
+        payload = msgspec.json.encode(row)
+        self.quarantine(link.exchange, payload, f"a message for {row.s}, which was not asked for on this connection")
+
+    def _decide_holes(self, now_s: float) -> None:
+        for feed in list(self._waiting):
+            self._take_steps(feed, feed.sequence.expire(now_s))
+            if not feed.sequence.held:
+                del self._waiting[feed]
+
+    def _take_steps(self, feed: Feed, steps: Sequence[gaps.Step[str]]) -> None:
+        for step in steps:
+            match step:
+                case gaps.Run(ids, times, rows):
+                    self._add(feed, ids, times, rows, None)
+                case gaps.Gap(first, last):
+                    feed.gaps += 1
+                    feed.missing += last - first + 1
+                    self._end(feed)
+                    self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
+                case gaps.Copies(ids):
+                    feed.copies += len(ids)
+                case gaps.Restarted(last, first):
+                    feed.restarts += 1
+                    self._end(feed)
+                    self.tell("numbering_restarted", feed.name, last_id=last, first_id=first)
+                case gaps.Late(ids, rows):
+                    feed.late += len(ids)
+                    self._set_aside(feed, rows, "came after its gap was declared")
+                    self.tell("late_rows", feed.name, first_id=ids[0], last_id=ids[-1], count=len(ids))
+                case gaps.Refused(_, row, reason):
+                    feed.refused += 1
+                    self._set_aside(feed, [row], reason)
+
+    def _set_aside(self, feed: Feed, lines: Sequence[str], reason: str) -> None:
+        for line in lines:
+            self.quarantine(feed.path.exchange, line.encode(), reason)
+
+    def _end(self, feed: Feed) -> None:
+        feed.pending.append(END)
+        self._touched[feed] = None
+
+    def end_idle(self, feed: Feed) -> None:
+        """End a feed's open segment because its day is over and nothing comes."""
+        self._end(feed)
+
+    def _add(self, feed: Feed, ids: range, times: Sequence[int], lines: Sequence[str], block: bytes | None) -> None:
+        """Put rows that follow each other among the pending pieces, split where the day changes."""
+        self._touched[feed] = None
+        if feed.not_trade_ids:
+            self._add_trades(feed, ids, times, lines)
+            return
+        first_day, last_day = day_of(min(times)), day_of(max(times))
+        if first_day == last_day:
+            self._add_piece(feed, first_day, ids, block or "".join(lines).encode())
+            return
+        start = 0
+        for day, group in groupby(times, key=day_of):
+            stop = start + sum(1 for _ in group)
+            self._add_piece(feed, day, ids[start:stop], "".join(lines[start:stop]).encode())
+            start = stop
+
+    def _add_trades(self, feed: Feed, ids: range, times: Sequence[int], lines: Sequence[str]) -> None:
+        """Add a run that holds placeholders or internal fills: they are counted, and written only if asked for."""
+        not_trades = [id_ for id_ in ids if id_ in feed.not_trade_ids]
+        feed.not_trades += len(not_trades)
+        kept = [
+            (id_, time, line)
+            for id_, time, line in zip(ids, times, lines, strict=True)
+            if feed.write_not_trades or id_ not in feed.not_trade_ids
+        ]
+        feed.not_trade_ids.difference_update(not_trades)
+        for day, group in groupby(kept, key=lambda row: day_of(row[1])):
+            rows = list(group)
+            self._add_piece(feed, day, [row[0] for row in rows], "".join(row[2] for row in rows).encode())
+
+    def _add_piece(self, feed: Feed, day: int, ids: range | list[int], block: bytes) -> None:
+        last = feed.pending[-1] if feed.pending else END
+        if isinstance(last, Piece) and last.day == day:
+            if isinstance(last.ids, range) and isinstance(ids, range):
+                last.ids = range(last.ids.start, ids.stop)
+            else:
+                last.ids = [*last.ids, *ids]
+            last.blocks.append(block)
+        else:
+            feed.pending.append(Piece(day, ids, [block]))
+
+    # --- In the disk thread ----------------------------------------------------------------------------------------
+
+    def _write(self, jobs: "deque[tuple[Feed, list[Piece | End]]]") -> None:
+        """Append pending pieces; what has been done is taken out of `jobs`, so that the call can be repeated."""
+        while jobs:
+            feed, pending = jobs[0]
+            while pending:
+                piece = pending[0]
+                try:
+                    self._append(feed, piece)
+                except FileLostError as error:
+                    self.tell("file_lost", feed.name, first_id=error.first_id, last_id=error.last_id, detail=str(error))
+                    continue
+                del pending[0]
+            jobs.popleft()
+        self.write_journal()
+
+    def _append(self, feed: Feed, piece: Piece | End) -> None:
+        if isinstance(piece, End):
+            self.ended(feed.segments.end(), feed)
+            return
+        finished = feed.segments.append(b"".join(piece.blocks), piece.ids, piece.day)
+        feed.rows += len(piece.ids)
+        self.rows_written += len(piece.ids)
+        if finished:
+            self.ended(finished, feed)
+
+
+def with_extra_columns(
+    lines: Sequence[str], rows: Sequence[Message], names: Sequence[str], received_ns: int
+) -> list[str]:
+    """Append the columns that `EXTRA_COLUMNS` asks for."""
+    return [
+        ",".join(
+            [
+                line[:-1],
+                *(str(received_ns) if name == RECEIVED_NS else field_text(row, name) for name in names),
+            ]
+        )
+        + "\n"
+        for line, row in zip(lines, rows, strict=True)
+    ]
