@@ -7,6 +7,7 @@ everything has been sent the servers stay up: REST goes on answering, and a coll
 import asyncio
 import math
 import signal
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,7 +29,8 @@ class ReplayOptions:
     Without `paths` a market is generated: of `exchange` (default: binance), from `seed`, with `symbols` symbols, at
     `activity` times an ordinary minute's rate. `speed` is market time over wall time, math.inf for as fast as clients
     read. Several exchanges take the ports from `port` on; 0 takes free ones. `start_delay_s` is how long after the
-    first subscription playing starts, so that a client's further ones do not come too late.
+    first subscription playing starts, so that a client's further ones do not come too late. `certificate` is a PEM file
+    with a certificate and its key: with it the addresses are wss and https.
     """
 
     paths: Sequence[Path] = ()
@@ -40,6 +42,7 @@ class ReplayOptions:
     seed: int = 0
     symbols: int = 5
     activity: float = 1.0
+    certificate: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.speed > 0:
@@ -53,11 +56,12 @@ class ReplayOptions:
 async def play(options: ReplayOptions, announce: Callable[[str], None]) -> None:
     """Serve until SIGINT or SIGTERM. `announce` gets each line for the user.
 
-    Raises RecordingError where a file cannot be replayed, OSError where a port is taken.
+    Raises RecordingError where a file cannot be replayed, OSError where a port is taken or the certificate is unusable.
     """
     stop = asyncio.Event()
     async with _stopping_on_signals(stop), AsyncExitStack() as stack:
         markets = _markets(options, announce)
+        tls = None if options.certificate is None else _tls(options.certificate)
         servers = []
         for number, market in enumerate(markets):
             server = await stack.enter_async_context(
@@ -67,6 +71,7 @@ async def play(options: ReplayOptions, announce: Callable[[str], None]) -> None:
                     host=options.host,
                     port=options.port + number if options.port else 0,
                     start_delay_s=options.start_delay_s,
+                    tls=tls,
                 )
             )
             if isinstance(market, GeneratedMarket) and options.speed != math.inf:
@@ -75,11 +80,13 @@ async def play(options: ReplayOptions, announce: Callable[[str], None]) -> None:
         for server in servers:
             for line in _described(server):
                 announce(line)
-        async with asyncio.TaskGroup() as tasks:
-            reports = [tasks.create_task(_report(server, announce)) for server in servers]
-            await stop.wait()
-            for report in reports:
-                report.cancel()
+        reports = [asyncio.create_task(_report(server, announce)) for server in servers]
+        stopping = asyncio.create_task(stop.wait())
+        ended, running = await asyncio.wait([stopping, *reports], return_when=asyncio.FIRST_COMPLETED)
+        for task in running:
+            task.cancel()
+        for task in ended:
+            task.result()  # a report ends only by the failure of what it reports on
         sent = sum(server.sent.total() for server in servers)
         announce(f"stopped: {sent:,} messages sent")
 
@@ -94,6 +101,12 @@ async def _stopping_on_signals(stop: asyncio.Event) -> AsyncIterator[None]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+def _tls(certificate: Path) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    return context
 
 
 def _markets(options: ReplayOptions, announce: Callable[[str], None]) -> Sequence[Market]:

@@ -20,6 +20,7 @@ import heapq
 import io
 import re
 import sqlite3
+import weakref
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -66,9 +67,15 @@ def _open_plain(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
+def _open_zstd(path: Path) -> IO[bytes]:
+    packed = path.open("rb")
+    reader = zstandard.ZstdDecompressor().stream_reader(packed, read_across_frames=True, closefd=True)
+    return io.BufferedReader(reader)
+
+
 _OPENERS: Mapping[str, Callable[[Path], IO[bytes]]] = {
     ".gz": lambda path: io.BufferedReader(gzip.GzipFile(path)),
-    ".zst": lambda path: zstandard.open(path, "rb"),
+    ".zst": _open_zstd,
 }
 
 
@@ -434,6 +441,7 @@ class RecordedMarket:
         # The empty name is SQLite's own temporary file: on disk once it grows, gone with the connection.
         self._database = sqlite3.connect("", isolation_level=None)
         self._database.executescript(_TABLES)
+        weakref.finalize(self, self._database.close)
         self._waiting = {kind: [] for kind in _KINDS}
 
     @property

@@ -561,10 +561,13 @@ class ReplayServer:
 
     async def _play(self, streams: frozenset[str]) -> None:
         await asyncio.sleep(self.start_delay_s)
-        if self.speed == math.inf:
-            await self._play_unpaced(streams)
-        else:
-            await self._play_paced(streams)
+        try:
+            if self.speed == math.inf:
+                await self._play_unpaced(streams)
+            else:
+                await self._play_paced(streams)
+        finally:
+            self._flush()  # what came before the end, or before a damaged line
 
     async def _play_unpaced(self, streams: frozenset[str]) -> None:
         waiting = 0
@@ -574,7 +577,6 @@ class ReplayServer:
                 waiting = 0
             self._deliver(message)
             waiting += 1
-        await self._let_read(frozenset())
 
     def _has_subscribers(self, streams: Collection[str]) -> bool:
         return any(self._subscribers.get(stream) for stream in streams)
@@ -605,7 +607,6 @@ class ReplayServer:
                 waiting = 0
             self._deliver(message)
             waiting += 1
-        self._flush()
 
     def _deliver(self, message: Message) -> None:
         stream = message.stream
