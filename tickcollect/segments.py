@@ -245,6 +245,7 @@ class Lock:
 
     def release(self) -> None:
         """Give the right back. The file stays: deleting it would let two processes lock two files of one name."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # also for the copy that a program being started still holds
         os.close(self._descriptor)
 
     def __enter__(self) -> Self:
@@ -353,6 +354,9 @@ class Segments:
         for large files that were written since the machine started. Raises `DiskError`; it can be repeated.
         """
         with self._sync_lock, self._lock:
+            if self._open is not None:
+                self._pool.close(self._open.written.path)
+                self._open = None
             try:
                 recovered = Recovery(self._root, self.feed, self._numbering, this_boot_ns or (0, 0)).run(
                     self._extra_columns
