@@ -137,9 +137,10 @@ class GeneratedMarket:
 
     def __post_init__(self) -> None:
         self._venue = VENUES[self.exchange]
-        slowing = _QUIETEST_PER_MINUTE / _BUSIEST_PER_MINUTE
+        # Each symbol is slower than the one before by the same factor.
+        slowing = (_QUIETEST_PER_MINUTE / _BUSIEST_PER_MINUTE) ** (1 / max(1, self.symbols - 1))
         books = [
-            _book(self.exchange, base, price, _BUSIEST_PER_MINUTE * self.activity * slowing ** (rank / self.symbols))
+            _book(self.exchange, base, price, _BUSIEST_PER_MINUTE * self.activity * slowing**rank)
             for rank, (base, price) in enumerate(_names(self.symbols))
         ]
         self._books = {book.listing.symbol: book for book in books}
