@@ -36,7 +36,7 @@ from tickcollect.files import (
     read_back,
     sync_directory,
 )
-from tickcollect.salvage import Claim, Cut, Findings, Numbering, Stretch, examine, trade_time
+from tickcollect.salvage import Claim, Cut, Findings, Numbering, Stretch, examine, joined, trade_time
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,8 @@ class Recovery:
         )
 
     def _list_files(self) -> None:
+        if not self._directory.exists():
+            return
         for path in sorted(self._directory.iterdir()):
             name = self._feed.parse(path.name)
             if path.name == LOCK_NAME:
@@ -213,7 +215,7 @@ class Recovery:
             return True
         if temporary.read_bytes() != target.read_bytes():
             cuts = [Cut(rows.start, rows.stop, "rows that another file holds differently") for rows in stretch]
-            self._set_aside(path, cuts)
+            self._set_aside(path, joined(cuts))
         temporary.unlink()
         return False
 

@@ -152,7 +152,8 @@ def examine(
     pieces = _PROOFS[claim.numbering](pieces, claim, lambda rows: _singles(source, rows, claim))
     pieces = list(_uncovered(source, pieces, claim, covered))
     stretches = _stretches(pieces, claim.numbering)
-    return Findings(claim, stretches, _joined_cuts(pieces), list(_holes(stretches, claim.first_id, covered)))
+    cuts = joined(piece for piece in pieces if isinstance(piece, Cut))
+    return Findings(claim, stretches, cuts, list(_holes(stretches, claim.first_id, covered)))
 
 
 def trade_time(line: bytes, stream: str) -> int:
@@ -385,14 +386,15 @@ def _stretches(pieces: Iterable[Piece], numbering: Numbering) -> list[Stretch]:
     return stretches
 
 
-def _joined_cuts(pieces: Iterable[Piece]) -> list[Cut]:
-    cuts: list[Cut] = []
-    for piece in pieces:
-        if isinstance(piece, Rows):
-            continue
-        joins = bool(cuts) and (cuts[-1].stop, cuts[-1].reason) == (piece.start, piece.reason)
-        cuts.append(Cut(cuts.pop().start, piece.stop, piece.reason) if joins else piece)
-    return cuts
+def joined(cuts: Iterable[Cut]) -> list[Cut]:
+    """Join cuts of one reason that follow each other."""
+    result: list[Cut] = []
+    for cut in cuts:
+        if result and (result[-1].stop, result[-1].reason) == (cut.start, cut.reason):
+            result[-1] = Cut(result[-1].start, cut.stop, cut.reason)
+        else:
+            result.append(cut)
+    return result
 
 
 def _holes(stretches: list[Stretch], first_id: int, covered: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
