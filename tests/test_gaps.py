@@ -1,11 +1,12 @@
 """Every row leaves `gaps` exactly once, in order, and every hole is named."""
 
 import random
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tickcollect.gaps import Copies, Gap, Late, Refused, Restarted, Run, Sequence, Step
+from tickcollect.gaps import Copies, Gap, Late, Ranges, Refused, Restarted, Run, Sequence, Step
 
 T0 = 1_784_000_000_000
 
@@ -142,6 +143,51 @@ def test_restarted_numbering_is_recognised() -> None:
         run(1, 2, times=[T0 + 900_000, T0 + 900_001]),
     ]
     assert feed(sequence, [3], time=T0 + 900_002) == [run(3, times=[T0 + 900_002])]
+
+
+def test_a_second_connection_does_not_contradict_the_first() -> None:
+    """Rows that another connection brings late fill the hole; they prove nothing against the rows ahead."""
+    sequence = begun()
+    sequence.take([8, 9], [T0, T0], ["8", "9"], 0.0, source=1)
+    assert sequence.take([2, 3, 4], [T0] * 3, ["2", "3", "4"], 0.5, source=2) == [run(2, 3, 4, times=[T0] * 3)]
+    assert sequence.expire(1.6) == [Gap(5, 7), run(8, 9, times=[T0, T0])]
+
+
+def test_holes_are_named_and_filled_from_history() -> None:
+    """What is missing can be asked for, comes in between, and the rows behind it follow in order."""
+    sequence = begun()
+    feed(sequence, [4, 6, 7])
+    assert sequence.holes() == [(2, 3), (5, 5)]
+    sequence.postpone(20.0)
+    assert sequence.expire(5.0) == []
+    assert sequence.fill([2, 3, 5], [T0] * 3, ["2", "3", "5"], 6.0) == [
+        Run(range(2, 8), [T0, T0, T0 + 4, T0, T0 + 6, T0 + 7], ["2", "3", "4", "5", "6", "7"])
+    ]
+    assert sequence.due_s is None
+
+
+def test_history_that_lacks_an_id() -> None:
+    """What history does not have is declared at once when it is given up."""
+    sequence = begun()
+    feed(sequence, [6, 7])
+    assert sequence.fill([2, 4, 5], [T0] * 3, ["2", "4", "5"], 1.0) == [run(2, times=[T0])]
+    assert sequence.declare() == [
+        Gap(3, 3),
+        Run(range(4, 8), [T0, T0, T0 + 6, T0 + 7], ["4", "5", "6", "7"]),
+    ]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 60), st.integers(0, 12)), max_size=40))
+def test_ranges_are_a_set_of_ids(changes: list[tuple[bool, int, int]]) -> None:
+    """Ranges behave like the set of all their IDs, stay sorted and never touch."""
+    ranges, model = Ranges(), set[int]()
+    for adds, first, length in changes:
+        ids = range(first, first + length + 1)
+        (ranges.add if adds else ranges.remove)(ids[0], ids[-1])
+        model = model | set(ids) if adds else model - set(ids)
+        assert {id_ for low, high in ranges.spans for id_ in range(low, high + 1)} == model
+        assert ranges.count == len(model)
+        assert all(before[1] + 1 < after[0] for before, after in pairwise(ranges.spans))
 
 
 def test_ids_beyond_double_precision() -> None:

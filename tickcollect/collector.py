@@ -44,9 +44,10 @@ from tickcollect.exchanges.binance import (
     Link,
     Market,
     exchange_info,
+    history_rows,
+    history_type,
     links,
     nearest_symbols,
-    newest_id,
     rest_url_for,
     stream_name,
 )
@@ -575,7 +576,8 @@ class Collector:
         params: dict[str, str | int] = {"symbol": feed.path.symbol, "limit": 1}
         try:
             body = await venue.rest.get(venue.market.rest_prefix + source.path, params, weight=source.weight)
-            newest = newest_id(venue.market, feed.path.stream, body)
+            kind = history_type(venue.market, feed.path.stream, feed.path.symbol)
+            newest = max(kind.ids(history_rows(kind, body)), default=None)
         except (RestError, ValueError) as error:
             silence.check_after_s = seconds + self.config.first_data_s
             self.tell("silence_unclear", feed.name, seconds=seconds, detail=str(error))
@@ -628,7 +630,7 @@ class Collector:
             rows_per_s=self._rate(feed.name, feed.rows, now_s),
             last_id=None if feed.sequence.next_id is None else feed.sequence.next_id - 1,
             last_price="" if last is None else last.p,
-            lag_ms=None if last is None else feed.last_received_ns / 1e6 - time_ms(last.E),
+            lag_ms=None if last is None or last.E == "" else feed.last_received_ns / 1e6 - time_ms(last.E),
             last_row_ns=feed.last_received_ns or None,
             open_gaps=feed.gaps,
             missing_ids=feed.missing,

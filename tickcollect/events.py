@@ -12,11 +12,12 @@ Rules:
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 from msgspec import Meta, Raw, Struct, defstruct
+from msgspec.structs import fields as struct_fields
 
 Id: TypeAlias = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Time: TypeAlias = Annotated[int, Meta(ge=10**12, lt=10**17)]
@@ -37,8 +38,8 @@ class Trade(Struct, gc=False, tag_field="e", tag="trade"):
     "T":1784000000104,"m":true,"M":true}`; `b` and `a`, the order IDs, came until 2024-06-18.
     """
 
-    E: Time
-    """When the exchange sent the message."""
+    E: Time | Literal[""]
+    """When the exchange sent the message; empty in a row from its history, which has no such time."""
     s: str
     t: Id
     """Trade ID, rising by one per symbol."""
@@ -83,7 +84,7 @@ class AggTrade(Struct, gc=False, tag_field="e", tag="aggTrade"):
     `f` and `l` are -1 in rows that the exchange marked as old duplicates (2022-04-12).
     """
 
-    E: Time
+    E: Time | Literal[""]
     s: str
     a: Id
     """Aggregate ID, rising by one per symbol."""
@@ -129,6 +130,17 @@ def with_fields(kind: MessageType, names: Sequence[str]) -> MessageType:
         return kind
     tag = kind.__struct_config__.tag
     return cast("MessageType", defstruct(kind.__name__, fresh, bases=(kind,), gc=False, tag_field="e", tag=tag))
+
+
+def from_history(kind: MessageType, symbol: str, renamed: Mapping[str, str]) -> MessageType:
+    """Return `kind` as the exchange's history sends it: without event time and symbol, under other names (`renamed`).
+
+    Its objects are rows like any other; their `E` is empty.
+    """
+    types = {field.name: field.type for field in struct_fields(kind)}
+    fields: list[Any] = [("E", Literal[""], ""), ("s", str, symbol), *((name, types[name]) for name in renamed)]
+    history = defstruct(kind.__name__, fields, bases=(kind,), kw_only=True, gc=False, tag=False, rename=dict(renamed))
+    return cast("MessageType", history)
 
 
 def field_text(row: Message, name: str) -> str:

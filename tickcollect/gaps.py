@@ -17,17 +17,20 @@ Rules, `next` being the ID that would continue the sequence:
    replay may still bring what is missing. Whatever becomes contiguous is released in order.
 4. A hole is declared (`Gap`) when rows have been held for `patience_s`, or `hold_limit` rows are held. A jump is
    believed only when a second row goes on behind it: one damaged ID must not cut the sequence in two. A held row that
-   later arrivals contradict, because they come with lower IDs, is refused (`Refused`).
+   later arrivals on its connection contradict, because they come with lower IDs, is refused (`Refused`).
 5. ID below `next` and trade time not later than the newest written: a copy, dropped and counted (`Copies`), unless it
    lies in a declared gap: then it came too late to stand in its place (`Late`).
 6. ID below `next` and trade time later than the newest written: the exchange may have restarted its numbering. That
    too is believed only when the row after it continues it (`Restarted`), otherwise the row is refused.
 
+A hole that history can fill is asked for before it is declared: `holes` names it, `postpone` gives the answer time, the
+rows of the answer come in through `take` like any others, and `declare` gives up what is still missing.
+
 Every row that comes in leaves in exactly one of `Run`, `Copies`, `Late`, `Refused`, or is still held; there are never
 more than `hold_limit` held and `GAPS_REMEMBERED` gaps remembered.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -35,8 +38,11 @@ from typing import Generic, TypeVar
 Row = TypeVar("Row")
 
 GAPS_REMEMBERED = 1000
+SOURCES_REMEMBERED = 8
+HISTORY = -1
+"""The source of rows that were fetched."""
 CONTRADICTED_BY = 2
-"""Rows with lower IDs that must come after a held row before it is refused."""
+"""New rows with lower IDs that must come after a held row, on its connection, before it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +98,12 @@ Step = Run[Row] | Gap | Copies | Late[Row] | Restarted | Refused[Row]
 
 
 @dataclass(slots=True)
-class _Arrival(Generic[Row]):
+class _Held(Generic[Row]):
     row: Row
     time: int
+    source: int
     number: int
+    """Which arrival of its source it was."""
 
 
 @dataclass(slots=True)
@@ -112,9 +120,9 @@ class Sequence(Generic[Row]):
     """When `expire` has something to decide; None while no hole waits."""
     gaps: list[tuple[int, int]] = field(default_factory=list)
     """Declared gaps, oldest first, at most `GAPS_REMEMBERED`."""
-    _held: dict[int, _Arrival[Row]] = field(default_factory=dict)
-    _arrivals: int = 0
-    _arrived_id: int = 0
+    _held: dict[int, _Held[Row]] = field(default_factory=dict)
+    _arrived: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Of each source while rows are held: the number of new rows it brought, and the ID of the latest."""
     _suspect: tuple[int, Row, int] | None = None
 
     @property
@@ -122,8 +130,11 @@ class Sequence(Generic[Row]):
         """How many rows wait for a hole before them."""
         return len(self._held) + (self._suspect is not None)
 
-    def take(self, ids: list[int], times: list[int], rows: Rows[Row], now_s: float) -> list[Step[Row]]:
-        """Accept rows in the order of their arrival and return what follows from them, in order."""
+    def take(self, ids: list[int], times: list[int], rows: Rows[Row], now_s: float, source: int = 0) -> list[Step[Row]]:
+        """Accept rows in the order of their arrival and return what follows from them, in order.
+
+        `source` is the connection that brought them: only within one connection does order prove anything (rule 4).
+        """
         first = self.next_id
         if first is not None and not self._held and self._suspect is None:
             expected = range(first, first + len(ids))
@@ -134,7 +145,20 @@ class Sequence(Generic[Row]):
                 return [Run(expected, times, rows)]
         steps = _Steps[Row]()
         for id_, time, row in zip(ids, times, rows, strict=True):
-            self._take_one(id_, time, row, now_s, steps)
+            self._take_one(id_, time, row, source, now_s, steps)
+        return steps.closed()
+
+    def fill(self, ids: Rows[int], times: Rows[int], rows: Rows[Row], now_s: float) -> list[Step[Row]]:
+        """Accept rows of the exchange's history, which prove nothing about the order of what arrives."""
+        steps = _Steps[Row]()
+        for id_, time, row in zip(ids, times, rows, strict=True):
+            if self.next_id is None or id_ == self.next_id:
+                self._write(id_, time, row, steps)
+                self._release_following(now_s, steps)
+            elif id_ > self.next_id and id_ not in self._held:
+                self._held[id_] = _Held(row, time, HISTORY, 0)
+            else:
+                steps.copy(id_)
         return steps.closed()
 
     def expire(self, now_s: float) -> list[Step[Row]]:
@@ -143,6 +167,43 @@ class Sequence(Generic[Row]):
         if self.due_s is not None and now_s >= self.due_s:
             self._decide(now_s, steps)
         return steps.closed()
+
+    def holes(self) -> list[tuple[int, int]]:
+        """Return what is missing before held rows that nothing contradicts, even a lone one: history can tell."""
+        found = []
+        expected = self.next_id
+        for id_ in sorted(self._plausible()):
+            if expected is not None and id_ > expected:
+                found.append((expected, id_ - 1))
+            expected = id_ + 1
+        return found
+
+    def postpone(self, due_s: float) -> None:
+        """Decide about the holes later, because somebody fetches what is missing."""
+        self.due_s = due_s
+
+    def declare(self) -> list[Step[Row]]:
+        """Give up the holes at once: declare them and release what was held behind them."""
+        steps = _Steps[Row]()
+        for id_ in sorted(self._believed()):
+            self._release(id_, steps)
+        if not self._held:
+            self.due_s = None
+        return steps.closed()
+
+    def _plausible(self) -> list[int]:
+        """Held rows that no later arrival of their source contradicts."""
+        return [id_ for id_, held in self._held.items() if self._lower_since(id_, held) == 0]
+
+    def _believed(self) -> list[int]:
+        """Held rows that are neither contradicted nor alone (rule 4)."""
+        plausible = self._plausible()
+        return plausible if len(plausible) > 1 else []
+
+    def _lower_since(self, id_: int, held: _Held[Row]) -> int:
+        """Count the arrivals since `held` if the latest of its source has a lower ID."""
+        number, arrived_id = self._arrived.get(held.source, (0, id_))
+        return number - held.number if arrived_id < id_ else 0
 
     def finish(self) -> list[Step[Row]]:
         """Release all that is held, at the end of collecting: nothing more will come to confirm or contradict it."""
@@ -153,25 +214,29 @@ class Sequence(Generic[Row]):
         self.due_s = None
         return steps.closed()
 
-    def _take_one(self, id_: int, time: int, row: Row, now_s: float, steps: "_Steps[Row]") -> None:
-        self._arrivals += 1
-        self._arrived_id = id_
+    def _take_one(self, id_: int, time: int, row: Row, source: int, now_s: float, steps: "_Steps[Row]") -> None:
         if self._suspect is not None and self._restarts(id_, steps):
             self._write(id_, time, row, steps)
-            return
-        if self.next_id is None or id_ == self.next_id:
+        elif self.next_id is None or id_ == self.next_id:
+            self._note_arrival(source, id_)
             self._write(id_, time, row, steps)
-            if self._held:
-                self._release_following(now_s, steps)
-        elif id_ > self.next_id:
-            self._hold(id_, time, row, now_s, steps)
+            self._release_following(now_s, steps)
+        elif id_ > self.next_id and id_ not in self._held:
+            self._hold(id_, time, row, source, now_s, steps)
         elif self._in_gap(id_):
             steps.late(id_, row)
-        elif time > self.newest_time:
+        elif id_ < self.next_id and time > self.newest_time:
             self._refuse_suspect(steps)
             self._suspect = (id_, row, time)
         else:
             steps.copy(id_)
+
+    def _note_arrival(self, source: int, id_: int) -> int:
+        number = self._arrived.pop(source, (0, 0))[0] + 1
+        self._arrived[source] = (number, id_)
+        if len(self._arrived) > SOURCES_REMEMBERED:
+            del self._arrived[next(iter(self._arrived))]
+        return number
 
     def _in_gap(self, id_: int) -> bool:
         place = bisect_right(self.gaps, id_, key=lambda gap: gap[0])
@@ -182,27 +247,30 @@ class Sequence(Generic[Row]):
         self.next_id = id_ + 1
         self.newest_time = max(self.newest_time, time)
 
-    def _hold(self, id_: int, time: int, row: Row, now_s: float, steps: "_Steps[Row]") -> None:
-        if id_ in self._held:
-            steps.copy(id_)
-            return
-        self._held[id_] = _Arrival(row, time, self._arrivals)
+    def _hold(self, id_: int, time: int, row: Row, source: int, now_s: float, steps: "_Steps[Row]") -> None:
+        self._held[id_] = _Held(row, time, source, self._note_arrival(source, id_))
         if self.due_s is None:
             self.due_s = now_s + self.patience_s
         if len(self._held) >= self.hold_limit:
             self._decide(now_s, steps)
 
     def _release_following(self, now_s: float, steps: "_Steps[Row]") -> None:
+        if not self._held:
+            return
+        before = len(self._held)
         while self.next_id in self._held:
             self._release(self.next_id, steps)
-        self.due_s = now_s + self.patience_s if self._held else None
+        if not self._held:
+            self.due_s = None
+        elif len(self._held) < before:
+            self.due_s = now_s + self.patience_s
 
     def _release(self, id_: int, steps: "_Steps[Row]") -> None:
         """Write a held row, declaring whatever is missing before it."""
-        arrival = self._held.pop(id_)
+        held = self._held.pop(id_)
         if self.next_id is not None and id_ > self.next_id:
             self._declare(self.next_id, id_ - 1, steps)
-        self._write(id_, arrival.time, arrival.row, steps)
+        self._write(id_, held.time, held.row, steps)
 
     def _declare(self, first: int, last: int, steps: "_Steps[Row]") -> None:
         steps.add(Gap(first, last))
@@ -211,17 +279,15 @@ class Sequence(Generic[Row]):
 
     def _decide(self, now_s: float, steps: "_Steps[Row]") -> None:
         """Refuse the held rows that later arrivals contradict, release the others behind declared gaps (rule 4)."""
-        believed: list[int] = []
         for id_ in sorted(self._held):
-            lower_since = self._arrivals - self._held[id_].number if self._arrived_id < id_ else 0
-            if lower_since >= CONTRADICTED_BY:
-                reason = f"ID {id_} is far from those that came after it ({self._arrived_id})"
-                steps.add(Refused(id_, self._held.pop(id_).row, reason))
-            elif self._arrived_id >= id_:
-                believed.append(id_)
-        if len(believed) > 1 or len(self._held) >= self.hold_limit:
-            for id_ in believed or sorted(self._held):
-                self._release(id_, steps)
+            held = self._held[id_]
+            if self._lower_since(id_, held) >= CONTRADICTED_BY:
+                arrived_id = self._arrived[held.source][1]
+                del self._held[id_]
+                steps.add(Refused(id_, held.row, f"ID {id_} is far from those that came after it ({arrived_id})"))
+        full = len(self._held) >= self.hold_limit
+        for id_ in sorted(self._believed() or (self._held if full else ())):
+            self._release(id_, steps)
         self.due_s = now_s + self.patience_s if self._held else None
 
     def _restarts(self, id_: int, steps: "_Steps[Row]") -> bool:
@@ -248,6 +314,37 @@ class Sequence(Generic[Row]):
         id_, row, _ = self._suspect
         self._suspect = None
         steps.add(Refused(id_, row, f"ID {id_} is below the sequence ({self.next_id}) although its trade is newer"))
+
+
+@dataclass(slots=True)
+class Ranges:
+    """A set of IDs as ranges (first, last), sorted, never touching each other."""
+
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(self, first: int, last: int) -> None:
+        """Add all IDs from `first` to `last`."""
+        start = bisect_left(self.spans, first - 1, key=lambda span: span[1])
+        stop = bisect_right(self.spans, last + 1, key=lambda span: span[0])
+        if start < stop:
+            first = min(first, self.spans[start][0])
+            last = max(last, self.spans[stop - 1][1])
+        self.spans[start:stop] = [(first, last)]
+
+    def remove(self, first: int, last: int) -> None:
+        """Take out all IDs from `first` to `last`."""
+        start = bisect_left(self.spans, first, key=lambda span: span[1])
+        stop = bisect_right(self.spans, last, key=lambda span: span[0])
+        if start >= stop:
+            return
+        left = (self.spans[start][0], first - 1)
+        right = (last + 1, self.spans[stop - 1][1])
+        self.spans[start:stop] = [span for span in (left, right) if span[0] <= span[1]]
+
+    @property
+    def count(self) -> int:
+        """How many IDs these are."""
+        return sum(last - first + 1 for first, last in self.spans)
 
 
 class _Steps(Generic[Row]):

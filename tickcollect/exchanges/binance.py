@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import msgspec
 import orjson
 
-from tickcollect.events import AggTrade, FuturesTrade, Message, MessageType, Trade, with_fields
+from tickcollect.events import AggTrade, FuturesTrade, Message, MessageType, Trade, from_history, with_fields
 
 STREAMS_PER_SUBSCRIBE = 100
 """Names in one SUBSCRIBE. A frame above 4 KiB (about 216 names) made the spot server hang (2024-12)."""
@@ -32,12 +32,22 @@ SUBSCRIBE_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True)
-class HistorySource:
-    """The REST call that answers for one stream's recent and older rows."""
+class Source:
+    """The REST call that gives rows of one stream: their newest, or from an ID on (`fromId`), oldest first."""
 
     path: str
     weight: int
-    id_field: str
+    limit: int
+    """Rows in one answer at most."""
+    renamed: Mapping[str, str]
+    """Where a field has another name than on the stream."""
+    key_header: str = ""
+    """The header that must carry an API key; empty where none is needed."""
+    reaches_back: str = "without limit"
+    """How old a row may be, as Binance says it."""
+
+
+_TRADE_NAMES = {"t": "id", "p": "price", "q": "qty", "T": "time", "m": "isBuyerMaker"}
 
 
 @dataclass(frozen=True)
@@ -57,8 +67,10 @@ class Market:
     exchange_info_weight: int
     weight_per_minute: int
     """The IP's budget, until exchangeInfo has told today's."""
-    latest: Mapping[str, HistorySource]
-    """The newest rows of each stream."""
+    latest: Mapping[str, Source]
+    """Where the newest rows of each stream are."""
+    history: Mapping[str, Source]
+    """Where older rows of each stream are, by ID."""
 
 
 MARKETS: dict[str, Market] = {
@@ -76,8 +88,12 @@ MARKETS: dict[str, Market] = {
             exchange_info_weight=20,
             weight_per_minute=6000,
             latest={
-                "trade": HistorySource("/trades", 25, "id"),
-                "aggTrade": HistorySource("/aggTrades", 4, "a"),
+                "trade": Source("/trades", 25, 1000, _TRADE_NAMES),
+                "aggTrade": Source("/aggTrades", 4, 1000, {}),
+            },
+            history={
+                "trade": Source("/historicalTrades", 25, 1000, _TRADE_NAMES),
+                "aggTrade": Source("/aggTrades", 4, 1000, {}),
             },
         ),
         Market(
@@ -92,8 +108,12 @@ MARKETS: dict[str, Market] = {
             exchange_info_weight=1,
             weight_per_minute=2400,
             latest={
-                "trade": HistorySource("/trades", 5, "id"),
-                "aggTrade": HistorySource("/aggTrades", 20, "a"),
+                "trade": Source("/trades", 5, 1000, _TRADE_NAMES),
+                "aggTrade": Source("/aggTrades", 20, 1000, {}),
+            },
+            history={
+                "trade": Source("/historicalTrades", 200, 500, _TRADE_NAMES, "X-MBX-APIKEY", "one month"),
+                "aggTrade": Source("/aggTrades", 20, 1000, {}, "", "48 hours"),
             },
         ),
         Market(
@@ -108,8 +128,12 @@ MARKETS: dict[str, Market] = {
             exchange_info_weight=1,
             weight_per_minute=2400,
             latest={
-                "trade": HistorySource("/trades", 5, "id"),
-                "aggTrade": HistorySource("/aggTrades", 20, "a"),
+                "trade": Source("/trades", 5, 1000, _TRADE_NAMES),
+                "aggTrade": Source("/aggTrades", 20, 1000, {}),
+            },
+            history={
+                "trade": Source("/historicalTrades", 200, 500, _TRADE_NAMES, "X-MBX-APIKEY", "one month"),
+                "aggTrade": Source("/aggTrades", 20, 1000, {}, "", "24 hours"),
             },
         ),
     )
@@ -352,12 +376,23 @@ def exchange_info(market: Market, body: bytes) -> ExchangeInfo:
     return ExchangeInfo(statuses, weight)
 
 
-def newest_id(market: Market, stream: str, body: bytes) -> int | None:
-    """Return the newest ID in an answer of the stream's `latest` call, or None where it holds no row."""
-    rows = orjson.loads(body)
-    field = market.latest[stream].id_field
-    ids = [row[field] for row in rows if isinstance(row, dict) and isinstance(row.get(field), int)]
-    return max(ids, default=None)
+OUTSIDE_HISTORY = -4166
+"""Error code: what was asked for is older than the call reaches back (USD-M, 2026-08)."""
+
+
+def history_type(market: Market, stream: str, symbol: str, extra_fields: Sequence[str] = ()) -> MessageType:
+    """Return the class of rows that a stream's REST calls give."""
+    kind = with_fields(market.message_types[stream], extra_fields)
+    return from_history(kind, symbol, market.history[stream].renamed)
+
+
+def history_rows(kind: MessageType, body: bytes) -> list[Message]:
+    """Read the answer of a `latest` or `history` call; `kind` is its `history_type`.
+
+    Raises `ValueError` for anything but a list of such rows.
+    """
+    rows: list[Message] = msgspec.json.decode(body, type=list[kind])  # type: ignore[valid-type]  # a class made above
+    return rows
 
 
 def nearest_symbols(name: str, known: Sequence[str]) -> list[str]:
