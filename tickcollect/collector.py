@@ -35,8 +35,9 @@ import orjson
 from loguru import logger
 
 from tickcollect import __version__, gaps, status
+from tickcollect.backfill import Backfill, open_gaps
 from tickcollect.config import CollectEntry, Config, check_data_dir
-from tickcollect.events import MS_PER_DAY, RowCheck, time_ms, with_fields
+from tickcollect.events import MS_PER_DAY, FuturesTrade, MessageType, RowCheck, time_ms, with_fields
 from tickcollect.exchanges.binance import (
     MARKETS,
     Decoder,
@@ -52,8 +53,11 @@ from tickcollect.exchanges.binance import (
     stream_name,
 )
 from tickcollect.feed import Inbox, LinkState, Surroundings, keep
+from tickcollect.gaps import Ranges
 from tickcollect.journal import Journal, JournalError
+from tickcollect.journal import read as journal_entries
 from tickcollect.recovery import this_boot
+from tickcollect.repair import Absent, Found, History, Lost, history_of
 from tickcollect.rest import BadRequestError, BlockedError, Budget, Rest, RestError
 from tickcollect.segments import (
     Compression,
@@ -68,7 +72,7 @@ from tickcollect.segments import (
     lock,
     open_file_limit,
 )
-from tickcollect.writer import Feed, Routes, Writer
+from tickcollect.writer import FETCHED_WITHIN_S, Feed, Routes, Writer
 
 Result = TypeVar("Result")
 
@@ -113,9 +117,16 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "unknown_message": ("WARNING", "{subject}: sends messages of a kind that was not asked for: {name}"),
     "refused_message": ("WARNING", "{subject}: a message was put into quarantine: {reason}"),
     "gap": ("WARNING", "{subject}: {count} IDs are missing, {first_id} to {last_id}"),
+    "filled": ("INFO", "{subject}: {first_id} to {last_id} filled with {rows} rows of {source} in {seconds} s"),
+    "fill_waits": (
+        "WARNING",
+        "{subject}: {first_id} to {last_id} cannot be filled yet: {detail} Again in {again_in_s:.0f} s",
+    ),
+    "absent": ("INFO", "{subject}: {count} IDs were never published by the exchange, {first_id} to {last_id}"),
+    "lost": ("ERROR", "{subject}: {count} IDs are lost, {first_id} to {last_id}: {reason}"),
     "numbering_restarted": ("WARNING", "{subject}: numbering began anew at {first_id} after {last_id}"),
     "late_rows": ("WARNING", "{subject}: {count} rows came after their gap was declared, {first_id} to {last_id}"),
-    "disk_full": ("ERROR", "{subject}: {detail} Collecting waits."),
+    "disk_trouble": ("ERROR", "{subject}: {detail} Collecting waits, and tries again every second."),
     "disk_again": ("INFO", "{subject}: {detail}"),
     "disk_low": ("WARNING", "{subject}: only {free_mb} MB are free"),
     "file_lost": ("ERROR", "{subject}: {detail}"),
@@ -275,6 +286,7 @@ class Summary:
     rows: int
     gaps: int
     missing: int
+    filled: int
     copies: int
     refused: int
     files: Sequence[Path]
@@ -313,6 +325,10 @@ class Collector:
         self.disk_free = 0
         self.disk_low = False
         self.silences: dict[Feed, Silence] = {}
+        self.histories: dict[Feed, History] = {}
+        self.backfills: dict[Feed, Backfill] = {}
+        self._fetching: set[asyncio.Task[None]] = set()
+        self._unsealed: dict[Feed, Ranges] = {}
         self.process = status.process_identity(os.getpid())
         self._rates: dict[str, status.Rate] = {}
         self._loop = asyncio.get_running_loop()
@@ -332,18 +348,36 @@ class Collector:
             self.quarantine.keep,
             self._ended,
             self.happenings.write,
+            fetch=self._fetch if config.backfill else None,
+            fetch_later=self._fetch_later,
         )
 
     async def open(self) -> None:
         """Lock and recover every feed's files, in the disk thread. Raises `SegmentError`."""
         for venue, info in self._venues:
             await self._loop.run_in_executor(self.disk, self._open_venue, venue, info)
+        await self._loop.run_in_executor(self.disk, self._take_up_gaps)
+        for feed in self.feeds:
+            for first, last in list(feed.open.spans):
+                self._fetch_later(feed, first, last)
         self.tell("started", __version__, feeds=len(self.feeds), data_dir=str(self.config.data_dir))
 
     def _open_venue(self, venue: Venue, info: ExchangeInfo) -> None:
         by_name: dict[str, Feed] = {}
+        backfill = Backfill(
+            self.histories.__getitem__, self._segments_of, self.writer.checked, self.disk, self.tell, self._ended
+        )
         for stream, symbol in venue.feeds:
             feed = self._open_feed(venue, stream, symbol)
+            self.backfills[feed] = backfill
+            self.histories[feed] = history_of(
+                venue.rest,
+                venue.market,
+                stream,
+                symbol,
+                extra_fields=self.config.extra_columns,
+                api_key=self.config.binance_api_key.get_secret_value(),
+            )
             by_name[stream_name(symbol, stream)] = feed
             self.feeds.append(feed)
             state = info.statuses[symbol]
@@ -351,6 +385,67 @@ class Collector:
                 self.tell("not_trading", feed.name, state=state)
         for link in links(venue.market, venue.feeds, venue.ws_url):
             self._plan_link(venue, link, by_name)
+
+    def _take_up_gaps(self) -> None:
+        """Find the gaps that earlier runs left open."""
+        by_name = {feed.name: feed for feed in self.feeds}
+        journal = self.config.data_dir / "journal.jsonl"
+        if not journal.exists():
+            return
+        for name, ranges in open_gaps(journal_entries(journal)).items():
+            feed = by_name.get(name)
+            if feed is None:
+                continue
+            for first, last in (*_sealed_ids(feed).spans, *self._unsealed[feed].spans):
+                ranges.remove(first, last)
+            for first, last in ranges.spans:
+                feed.open.add(first, last)
+
+    # Gaps
+
+    def _fetch(self, feed: Feed, holes: Sequence[tuple[int, int]]) -> None:
+        """Ask history for holes that are held open; the answer goes to the writer."""
+        task = asyncio.ensure_future(self._fetch_in_place(feed, holes))
+        self._fetching.add(task)
+        task.add_done_callback(self._fetching.discard)
+
+    async def _fetch_in_place(self, feed: Feed, holes: Sequence[tuple[int, int]]) -> None:
+        try:
+            async with asyncio.timeout(FETCHED_WITHIN_S):
+                for first, last in holes:
+                    await self._fetch_hole(feed, first, last)
+        except (RestError, TimeoutError) as error:
+            logger.debug("{}: not filled in place: {}", feed.name, error or "no answer in time")
+        finally:
+            self.writer.settle(feed)
+
+    async def _fetch_hole(self, feed: Feed, first: int, last: int) -> None:
+        started_s = self._loop.time()
+        history = self.histories[feed]
+        rows = 0
+        async for outcome in history.fetch(first, last):
+            match outcome:
+                case Found(found):
+                    rows += len(found)
+                    self.writer.fill(feed, list(found), self._loop.time())
+                case Absent(low, high):
+                    self.writer.note_absent(feed, low, high, self._loop.time())
+                case Lost():
+                    return
+        seconds = round(self._loop.time() - started_s, 1)
+        self.tell("filled", feed.name, first_id=first, last_id=last, rows=rows, source=history.path, seconds=seconds)
+
+    def _fetch_later(self, feed: Feed, first: int, last: int) -> None:
+        """Leave a declared gap to the background, or say why nobody will look for it."""
+        if not self.config.backfill:
+            feed.lost += last - first + 1
+            feed.open.remove(first, last)
+            reason = "not asked for (BACKFILL is false)"
+            self.tell("lost", feed.name, first_id=first, last_id=last, count=last - first + 1, reason=reason)
+            return
+        self.backfills[feed].add(feed, first, last)
+
+    # Connections
 
     def _plan_link(self, venue: Venue, link: Link, by_name: dict[str, Feed]) -> None:
         state = LinkState(venue.market.name, link)
@@ -367,15 +462,7 @@ class Collector:
         path = FeedPath(venue.market.name, stream, symbol)
         kind = venue.market.message_types[stream]
         self._locks.append(lock(config.data_dir, path, _utc_text(self.started_ns)))
-        segments = Segments(
-            config.data_dir,
-            path,
-            rotate_size=config.rotate_size,
-            pool=self._pool,
-            compression=Compression(config.compression),
-            numbering=Numbering.RISING if hasattr(kind, "X") else Numbering.BY_ONE,
-            extra_columns=len(config.extra_columns),
-        )
+        segments = self._new_segments(path, kind)
         feed = Feed(
             path,
             with_fields(kind, config.extra_columns),
@@ -388,15 +475,33 @@ class Collector:
         self._recover(feed)
         return feed
 
+    def _new_segments(self, path: FeedPath, kind: MessageType) -> Segments:
+        return Segments(
+            self.config.data_dir,
+            path,
+            rotate_size=self.config.rotate_size,
+            pool=self._pool,
+            compression=Compression(self.config.compression),
+            numbering=Numbering.RISING if issubclass(kind, FuturesTrade) else Numbering.BY_ONE,
+            extra_columns=len(self.config.extra_columns),
+        )
+
+    def _segments_of(self, feed: Feed) -> Segments:
+        """Return another set of files in a feed's directory, for what is fetched in the background."""
+        return self._new_segments(feed.path, feed.kind)
+
     def _recover(self, feed: Feed) -> None:
         recovered = feed.segments.recover(this_boot())
+        self._unsealed[feed] = Ranges()
+        for segment in (*recovered.finished, *([recovered.open] if recovered.open else [])):
+            self._unsealed[feed].add(segment.first_id, segment.last_id)
         for line in recovered.lines:
             self.tell("recovered", feed.name, detail=line)
         for path in recovered.foreign:
             self.tell("foreign_file", feed.name, file=str(path))
         for first, last in recovered.holes:
             feed.gaps += 1
-            feed.missing += last - first + 1
+            feed.open.add(first, last)
             self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
         if recovered.last_id is not None:
             feed.sequence.next_id = recovered.last_id + 1
@@ -423,10 +528,11 @@ class Collector:
         async with asyncio.TaskGroup() as tasks:
             writing = tasks.create_task(self.writer.run())
             connections = [tasks.create_task(keep(state, self.decoders[state], around)) for state in self.links]
+            background += [backfill.run() for backfill in set(self.backfills.values())]
             helpers = [tasks.create_task(job) for job in background]
             await stop.wait()
             self.state = "stopping"
-            for task in connections:
+            for task in (*connections, *self._fetching):
                 task.cancel()
             await asyncio.wait(connections)
             self.writer.stop()
@@ -451,6 +557,7 @@ class Collector:
             rows=summary.rows,
             gaps=summary.gaps,
             missing=summary.missing,
+            filled=summary.filled,
             copies=summary.copies,
             refused=summary.refused,
         )
@@ -632,8 +739,8 @@ class Collector:
             last_price="" if last is None else last.p,
             lag_ms=None if last is None or last.E == "" else feed.last_received_ns / 1e6 - time_ms(last.E),
             last_row_ns=feed.last_received_ns or None,
-            open_gaps=feed.gaps,
-            missing_ids=feed.missing,
+            open_gaps=len(feed.open.spans),
+            missing_ids=feed.open.count + feed.lost,
             copies=feed.copies,
             refused=feed.refused,
             not_trades=feed.not_trades,
@@ -647,7 +754,7 @@ class Collector:
         return self._rates.setdefault(name, status.Rate()).update(total, now_s)
 
     def _problems(self) -> list[str]:
-        found = [] if not self.writer.full_disk else [self.writer.full_disk]
+        found = [] if not self.writer.disk_trouble else [self.writer.disk_trouble]
         if self.quarantine.total:
             found.append(f"{self.quarantine.total} messages in quarantine")
         return found
@@ -657,12 +764,23 @@ class Collector:
         return Summary(
             rows=sum(feed.rows for feed in self.feeds),
             gaps=sum(feed.gaps for feed in self.feeds),
-            missing=sum(feed.missing for feed in self.feeds),
+            missing=sum(feed.open.count + feed.lost for feed in self.feeds),
+            filled=sum(feed.filled for feed in self.feeds),
             copies=sum(feed.copies for feed in self.feeds),
             refused=self.quarantine.total,
             files=[*self.sealed, *open_files],
             seconds=time.monotonic() - self.started_s,
         )
+
+
+def _sealed_ids(feed: Feed) -> Ranges:
+    """Return the IDs that a feed's sealed files hold, by their names."""
+    ranges = Ranges()
+    for path in feed.segments.directory.iterdir():
+        name = feed.path.parse(path.name)
+        if name is not None and name.last_id is not None and not name.temporary:
+            ranges.add(name.first_id, name.last_id)
+    return ranges
 
 
 def _lower_priority() -> None:
@@ -689,7 +807,7 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
             stack.push_async_callback(venue.rest.close)
             info = await _unless_stopped(ask_symbols(venue), stop)
             if info is None:
-                return Summary(0, 0, 0, 0, 0, (), 0.0)
+                return Summary(0, 0, 0, 0, 0, 0, (), 0.0)
             check_symbols(venue, info)
             venue.budget.limit = info.weight_per_minute
             found.append((venue, info))

@@ -91,6 +91,7 @@ _UNIT_BYTES = {"B": 1} | {
     for unit, base in (("B", 1000), ("IB", 1024))
     for power, prefix in enumerate("KMGT", start=1)
 }
+_TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _SYMBOL = re.compile(r"[^\W_][\w-]{0,39}")
 _COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 
@@ -276,6 +277,14 @@ class Config(BaseModel):
     queue_rows: int = Field(default=50_000, ge=100, le=1_000_000, description="a whole number of rows, 100 to 1000000")
     first_data_s: float = Field(default=60.0, ge=1, le=86_400, description="seconds, 1 to 86400")
     gap_patience_s: float = Field(default=1.0, ge=0, le=60, description="seconds, 0 to 60")
+    backfill: bool = Field(default=True, description="true or false, without quotes")
+    rest_share: float = Field(0.5, ge=0.05, le=0.95, description="a part of 1, 0.05 to 0.95")
+    binance_api_key: Secret = Field(SecretStr(""), description='an API key without any permission, or ""')
+    redundancy: int = Field(1, ge=1, le=2, description="1 or 2")
+    renew_after_h: float = Field(23.0, gt=0, le=23.5, description="hours, above 0 and at most 23.5")
+    renew_at: Annotated[str, _matches(_TIME_OF_DAY, "is not a time of day")] | None = Field(
+        None, description='a UTC time such as "03:30", or null'
+    )
     seal_at_stop: bool = Field(default=False, description="true or false, without quotes")
     min_free_disk: Size = Field(default=1_000_000_000, ge=0, description=_A_SIZE)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
@@ -300,16 +309,18 @@ class Config(BaseModel):
 KEYS: tuple[str, ...] = tuple(name.upper() for name in Config.model_fields)
 """Every key, as written in the file."""
 
-SECRET_KEYS = ("AWS_ACCESS_KEY", "AWS_SECRET_KEY", "TELEGRAM_TOKEN")
+SECRET_KEYS = ("BINANCE_API_KEY", "AWS_ACCESS_KEY", "AWS_SECRET_KEY", "TELEGRAM_TOKEN")
 
 _LIST_KEYS = ("COLLECT", "EXTRA_COLUMNS")
 _NUMBER_KEYS = (
-    "ROTATE_SIZE", "SYNC_INTERVAL_S", "QUEUE_ROWS", "FIRST_DATA_S", "GAP_PATIENCE_S", "SEAL_AT_STOP", "MIN_FREE_DISK",
+    "ROTATE_SIZE", "SYNC_INTERVAL_S", "QUEUE_ROWS", "FIRST_DATA_S", "GAP_PATIENCE_S", "BACKFILL", "REST_SHARE",
+    "REDUNDANCY", "RENEW_AFTER_H", "SEAL_AT_STOP", "MIN_FREE_DISK",
 )  # fmt: skip
 
 _QUOTED = frozenset({
     "exchange", "stream", "symbols", "rotate_size", "compression", "extra_columns", "not_trades", "sync_interval_s",
-    "queue_rows", "first_data_s", "gap_patience_s", "seal_at_stop", "min_free_disk", "log_level",
+    "queue_rows", "first_data_s", "gap_patience_s", "backfill", "rest_share", "redundancy", "renew_after_h",
+    "renew_at", "seal_at_stop", "min_free_disk", "log_level",
 })  # fmt: skip
 """Whose values an error may quote (rule 3): names that everybody knows, and numbers."""
 
