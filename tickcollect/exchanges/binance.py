@@ -14,6 +14,7 @@ and "Live Subscribing" pages, 2026-08/09; "Important WebSocket Change Notice", 2
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -160,9 +161,11 @@ def stream_name(symbol: str, stream: str) -> str:
 def links(market: Market, feeds: Sequence[tuple[str, str]], ws_url: str | None = None) -> list[Link]:
     """Plan the connections for `feeds`, pairs of (stream, symbol): one or more a route, each with a bounded load.
 
-    `ws_url` replaces the market's own host; a `/ws` or `/stream` at its end is taken as said, not doubled.
+    `ws_url` replaces the market's own host; a route, `/ws` or `/stream` at its end is not doubled.
     """
     base = (ws_url or market.ws_url).rstrip("/").removesuffix("/stream").removesuffix("/ws")
+    for route in set(market.routes.values()):
+        base = base.removesuffix(route)
     by_route: dict[str, list[str]] = {}
     for stream, symbol in feeds:
         by_route.setdefault(market.routes[stream], []).append(stream_name(symbol, stream))
@@ -262,6 +265,16 @@ class Refused:
 
 Notice = Acknowledged | ControlError | ServerShutdown | UnknownEvent | Refused
 
+LONGEST_NAME = 80
+"""Characters of an unknown event's name that are kept: it comes from outside and is remembered."""
+
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises: for other JSON than it should be, for other text than UTF-8, for nesting without end."""
+
+
+_FIRST, _LAST = itemgetter(0), itemgetter(-1)
+_OPENING, _CLOSING = {ord("{")}, {ord("}")}
+
 
 class Decoder:
     """Turns the payloads of one connection into messages and notices."""
@@ -278,15 +291,18 @@ class Decoder:
     def messages(self, payloads: Sequence[bytes]) -> list[Message] | None:
         """Decode many payloads at once, or return None if one of them is not an ordinary message.
 
-        One call into C for a whole socket read costs two thirds of a call per message. The count of lines proves that
-        each payload gave exactly one message.
+        One call into C for a whole socket read costs two thirds of a call per message. Each payload gave exactly one
+        message if there are as many as payloads and none can have come from two: every newline joins two payloads, and
+        before and behind it stand the braces of two objects, which no JSON value can span.
         """
         block = b"\n".join(payloads)
-        if block.count(b"\n") != len(payloads) - 1:
+        if block.count(b"\n") != len(payloads) - 1 or not all(payloads):
+            return None
+        if {*map(_FIRST, payloads)} != _OPENING or {*map(_LAST, payloads)} != _CLOSING:
             return None
         try:
             decoded = self._combined.decode_lines(block)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except _UNDECODABLE:
             return None
         if len(decoded) != len(payloads):
             return None
@@ -296,14 +312,14 @@ class Decoder:
         """Decode one payload of any kind: wrapped, bare, a control reply, a shutdown notice, or nonsense."""
         try:
             message: Message = self._combined.decode(payload).data
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except _UNDECODABLE as error:
             return self._notice(payload, error)
         return message
 
     def _notice(self, payload: bytes, error: Exception) -> Message | Notice:
         try:
             value = msgspec.json.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as broken:
+        except _UNDECODABLE as broken:
             return Refused(f"not JSON: {broken}")
         if not isinstance(value, dict):
             return Refused("not a JSON object")
@@ -318,15 +334,15 @@ class Decoder:
     def _bare(self, payload: bytes, name: object) -> Message | Notice:
         try:
             return self._raw.decode(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except _UNDECODABLE as error:
             return self._stranger(name, error)
 
     def _stranger(self, name: object, error: Exception) -> Notice:
         if name == "serverShutdown":
             return ServerShutdown()
-        if name in self.kinds or not isinstance(name, str):
+        if not isinstance(name, str) or name in self.kinds:
             return Refused(str(error))
-        return UnknownEvent(name)
+        return UnknownEvent(name[:LONGEST_NAME])
 
 
 def control(value: Mapping[str, Any]) -> Notice:
@@ -336,7 +352,7 @@ def control(value: Mapping[str, Any]) -> Notice:
         return ControlError(error["code"], str(error.get("msg", "")), value.get("id"))
     if "result" in value:
         return Acknowledged(value.get("id"))
-    return UnknownEvent(",".join(sorted(value))[:80])
+    return UnknownEvent(",".join(sorted(value))[:LONGEST_NAME])
 
 
 # --- What the exchange says over REST ------------------------------------------------------------------------------
@@ -358,22 +374,29 @@ def exchange_info(market: Market, body: bytes) -> ExchangeInfo:
     """
     value = orjson.loads(body)
     symbols = value.get("symbols") if isinstance(value, dict) else None
-    if not symbols or not isinstance(symbols, list):
-        raise ValueError("the exchange's list of symbols is empty")
     statuses = {
         entry["symbol"]: str(entry.get(market.status_field, ""))
-        for entry in symbols
-        if isinstance(entry, dict) and isinstance(entry.get("symbol"), str)
+        for entry in _objects(symbols)
+        if isinstance(entry.get("symbol"), str)
     }
+    if not statuses:
+        raise ValueError("the exchange's list of symbols is empty")
     weight = next(
         (
             limit["limit"]
-            for limit in value.get("rateLimits") or ()
-            if limit.get("rateLimitType") == "REQUEST_WEIGHT" and limit.get("interval") == "MINUTE"
+            for limit in _objects(value.get("rateLimits"))
+            if limit.get("rateLimitType") == "REQUEST_WEIGHT"
+            and limit.get("interval") == "MINUTE"
+            and isinstance(limit.get("limit"), int)
         ),
         market.weight_per_minute,
     )
     return ExchangeInfo(statuses, weight)
+
+
+def _objects(value: object) -> list[dict[str, Any]]:
+    """Return the objects of a JSON list; whatever is neither is left out."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 OUTSIDE_HISTORY = -4166
