@@ -36,6 +36,9 @@ from tickcollect.exchanges.binance import (
 
 CONTROL_FRAME_BYTES = 125
 MAX_FRAME_BYTES = 4 * 1024 * 1024
+"""Of one frame, and of a message that comes in several."""
+USUAL_BYTES = 256
+"""What one message takes at most as a rule."""
 READ_BUFFER_BYTES = 256 * 1024
 HANDSHAKE_TIMEOUT_S = 10.0
 PING_AFTER_IDLE_S = 10.0
@@ -44,6 +47,8 @@ PONG_WITHIN_S = 10.0
 ACKNOWLEDGED_WITHIN_S = 10.0
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 60.0
+LONGEST_BAN_S = 3 * 86_400.0
+"""Bans last from 2 minutes to 3 days (Binance rest-api.md, "IP Limits")."""
 
 
 # --- What the writer gets ------------------------------------------------------------------------------------------
@@ -120,7 +125,8 @@ class Inbox:
     """The bounded queue between the connections and the writer, counted in messages.
 
     Messages count from their arrival until the writer says that it has done with them (`done`), so the limit bounds
-    all that is in memory. At the limit every connection that delivers is paused; at half of it all go on.
+    all that is in memory; an odd payload counts as the messages that its size would hold. At the limit every
+    connection that delivers is paused; at half of it all go on.
     """
 
     def __init__(self, limit: int) -> None:
@@ -136,12 +142,17 @@ class Inbox:
         """Add an item; pause `source` if that fills the queue."""
         self._items.append(item)
         self._filled.set()
-        if isinstance(item, Batch):
-            self.waiting += len(item.messages)
-            if self.waiting >= self.limit and source is not None and source not in self._paused:
-                self.pauses += 1
-                source.pause_reading()
-                self._paused.append(source)
+        match item:
+            case Batch():
+                self.waiting += len(item.messages)
+            case Odd():
+                self.waiting += 1 + len(item.payload) // USUAL_BYTES
+            case _:
+                self.waiting += 1
+        if self.waiting >= self.limit and source is not None and source not in self._paused:
+            self.pauses += 1
+            source.pause_reading()
+            self._paused.append(source)
 
     async def take(self, timeout_s: float | None = None) -> list[Item]:
         """Return all that has come, waiting for something; an empty list after `timeout_s`."""
@@ -258,11 +269,11 @@ def _refused_with(status: int, retry_after: str | None, host: str) -> _End:
 
 
 def retry_after_s(value: str | None) -> float:
-    """Read a Retry-After header: seconds, or a date, which counts as the longest wait it can mean here (an hour)."""
+    """Read a Retry-After header: seconds, up to the longest ban, or a date, which counts as an hour."""
     if not value:
         return 0.0
-    if value.strip().isdigit():
-        return float(value)
+    if value.strip().isascii() and value.strip().isdigit():
+        return min(float(value), LONGEST_BAN_S)
     try:
         parsedate_to_datetime(value)
     except ValueError:
@@ -314,7 +325,7 @@ class _Listener(WSListener):
         self._transport: WSTransport | None = None
         self._payloads: list[bytes] = []
         self._received_ns = 0
-        self._fragments: list[bytes] = []
+        self._fragments = bytearray()
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
@@ -331,12 +342,25 @@ class _Listener(WSListener):
         if frame.last_in_buffer:
             self._hand_over()
 
+    def is_user_specific_pong(self, frame: WSFrame) -> bool:
+        """Tell whether a frame answers our ping; then it does not come to `on_ws_frame`, though a read may end here."""
+        is_pong = frame.msg_type == WSMsgType.PONG
+        if is_pong and frame.last_in_buffer:
+            self._hand_over()
+        return is_pong
+
     def _unusual(self, transport: WSTransport, frame: WSFrame) -> None:
-        """Take a short frame, a fragment, or the end of the connection."""
+        """Take a short frame, a fragment, a ping, or the end of the connection.
+
+        Pings are answered here and not by the library, because it keeps them to itself: a ping at the end of a read
+        would hide that the read is over.
+        """
         if frame.msg_type == WSMsgType.CLOSE:
             self._hand_over()
             transport.send_close(WSCloseCode.OK)
             transport.disconnect()
+        elif frame.msg_type == WSMsgType.PING:
+            transport.send_pong(frame.get_payload_as_bytes())
         elif frame.msg_type in _DATA_FRAMES:
             self._join(frame)
 
@@ -359,11 +383,14 @@ class _Listener(WSListener):
         """Put together a message sent in fragments (RFC 6455 5.4)."""
         if frame.msg_type != WSMsgType.CONTINUATION:
             self._fragments.clear()
-        self._fragments.append(frame.get_payload_as_bytes())
-        if frame.fin:
+        self._fragments += frame.get_payload_as_bytes()
+        if len(self._fragments) > MAX_FRAME_BYTES:
+            self._fragments.clear()
+            self.drop(f"a message of the exchange is larger than {MAX_FRAME_BYTES} bytes")
+        elif frame.fin:
             if not self._payloads:
                 self._received_ns = self._time_ns()
-            self._payloads.append(b"".join(self._fragments))
+            self._payloads.append(bytes(self._fragments))
             self._fragments.clear()
 
     def _hand_over(self) -> None:
@@ -395,12 +422,12 @@ class _Listener(WSListener):
                 self.subscription.answer(id_)
             case ControlError() as error:
                 streams = self.subscription.answer(error.id)
-                self._inbox.put(SubscriptionRefused(self.state, streams, error))
+                self._inbox.put(SubscriptionRefused(self.state, streams, error), self)
             case ServerShutdown():
                 self.shutdown_notice = True
                 self.drop("the exchange announced that this server shuts down")
             case _:
-                self._inbox.put(Odd(self.state, self._received_ns, payload, notice))
+                self._inbox.put(Odd(self.state, self._received_ns, payload, notice), self)
 
 
 _DATA_FRAMES = (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION)
@@ -413,7 +440,7 @@ async def keep(state: LinkState, decoder: Decoder, around: Surroundings) -> None
         listener, end = await _live(state, decoder, around)
         if listener is not None and listener.had_data:
             waits = backoff(around.uniform)
-        at_once = listener is not None and listener.shutdown_notice
+        at_once = listener is not None and listener.shutdown_notice and listener.had_data
         wait_s = 0.0 if at_once else max(next(waits), end.wait_s)
         state.connected = False
         around.inbox.put(Disconnected(state, end.reason, end.remedy, wait_s, end.opened, end.urgent))
@@ -429,6 +456,7 @@ async def _live(state: LinkState, decoder: Decoder, around: Surroundings) -> tup
             state.link.url,
             ssl_context=around.ssl_context,
             websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+            enable_auto_pong=False,
             enable_auto_ping=True,
             auto_ping_idle_timeout=PING_AFTER_IDLE_S,
             auto_ping_reply_timeout=PONG_WITHIN_S,
