@@ -138,7 +138,7 @@ class Sequence(Generic[Row]):
         first = self.next_id
         if first is not None and not self._held and self._suspect is None:
             expected = range(first, first + len(ids))
-            if ids == list(expected):
+            if ids and ids == list(expected):
                 self.next_id = expected.stop
                 newest_time = max(times)
                 self.newest_time = max(self.newest_time, newest_time)
