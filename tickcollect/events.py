@@ -193,9 +193,10 @@ class RowCheck:
         self._all = re.compile(b"(?:" + self.pattern.pattern + b")*+")
         self._quick = extra_columns == 0
 
-    def admits(self, block: bytes) -> bool:
-        """Tell whether every row of a block that `lines` made matches the pattern.
+    def admits(self, block: bytes, rows: int) -> bool:
+        """Tell whether a block that `lines` made of `rows` messages is that many rows and each matches the pattern.
 
+        The number matters: a text with a newline in it could make two good rows of one message.
         Rows of one feed differ in their digits and in the last column only. So if the first row matches and has a
         point in its price and in its quantity, and what is left of each row without digits is what is left of the
         first, then all match: IDs and times have digits because they were integers, price and quantity have one point
@@ -208,9 +209,10 @@ class RowCheck:
         if self._quick and shape.count(b".") == _NUMBERS:
             left = block.translate(None, _DIGITS)
             true, false = shape + b",True\n", shape + b",False\n"
-            if left.count(true) * len(true) + left.count(false) * len(false) == len(left):
-                return True
-        return self._all.fullmatch(block) is not None
+            makers, takers = left.count(true), left.count(false)
+            if makers * len(true) + takers * len(false) == len(left):
+                return makers + takers == rows
+        return self._all.fullmatch(block) is not None and block.count(b"\n") == rows
 
     def admits_row(self, line: bytes) -> bool:
         """Tell whether one row matches the pattern."""

@@ -32,6 +32,8 @@ WRITE_INTERVAL_S = 0.02
 """Between two writes while little comes: what a killed process may have received and not yet handed over."""
 RETRY_FULL_DISK_S = 1.0
 HOLE_CHECK_S = 0.1
+UNKNOWN_REMEMBERED = 100
+"""Kinds of unknown messages that are told, each once; more are only put into quarantine."""
 
 
 class End:
@@ -124,6 +126,8 @@ class Writer:
     """Why nothing can be written at the moment; empty while all is well."""
     _touched: dict[Feed, None] = field(default_factory=dict)
     _waiting: dict[Feed, None] = field(default_factory=dict)
+    _jobs: deque[tuple[Feed, list[Piece | End]]] = field(default_factory=deque)
+    """What the disk has not taken yet, in order; it outlives a `flush` that was given up."""
     _unknown: set[str] = field(default_factory=set)
 
     async def run(self) -> None:
@@ -155,14 +159,14 @@ class Writer:
 
     async def flush(self) -> None:
         """Append what is pending; wait for as long as the disk is full."""
-        jobs = deque((feed, feed.pending) for feed in self._touched)
         for feed in self._touched:
+            self._jobs.append((feed, feed.pending))
             feed.pending = []
         self._touched.clear()
         loop = asyncio.get_running_loop()
         while True:
             try:
-                await loop.run_in_executor(self.disk, self._write, jobs)
+                await loop.run_in_executor(self.disk, self._write)
             except DiskFullError as error:
                 if not self.full_disk:
                     self.full_disk = str(error)
@@ -188,7 +192,7 @@ class Writer:
             case Odd(link, _, payload, Refused(reason)):
                 self.quarantine(link.exchange, payload, reason)
             case Odd(link, _, payload, UnknownEvent(name)):
-                if name not in self._unknown:
+                if name not in self._unknown and len(self._unknown) < UNKNOWN_REMEMBERED:
                     self._unknown.add(name)
                     self.tell("unknown_message", link.exchange, name=name)
                 self.quarantine(link.exchange, payload, f"a kind of message that was not asked for: {name}")
@@ -237,9 +241,11 @@ class Writer:
         if feed.extra_columns:
             lines = with_extra_columns(lines, rows, feed.extra_columns, batch.received_ns)
         block = "".join(lines).encode()
-        if not feed.check.admits(block):
+        if not feed.check.admits(block, len(rows)):
             rows, lines = self._admitted(feed, rows, lines)
             block = "".join(lines).encode()
+            if not rows:
+                return
         ids = feed.kind.ids(rows)
         if feed.has_placeholders:
             feed.not_trade_ids.update(row.t for row in rows if isinstance(row, FuturesTrade) and row.X != MARKET)
@@ -250,6 +256,8 @@ class Writer:
             self._take_steps(feed, steps)
         if feed.sequence.held:
             self._waiting[feed] = None
+        else:
+            feed.not_trade_ids.clear()
 
     def _admitted(self, feed: Feed, rows: list[Message], lines: list[str]) -> tuple[list[Message], list[str]]:
         """Keep the rows whose text is right; the others go to quarantine (rule 1)."""
@@ -342,7 +350,7 @@ class Writer:
     def _add_piece(self, feed: Feed, day: int, ids: range | list[int], block: bytes) -> None:
         last = feed.pending[-1] if feed.pending else END
         if isinstance(last, Piece) and last.day == day:
-            if isinstance(last.ids, range) and isinstance(ids, range):
+            if isinstance(last.ids, range) and isinstance(ids, range) and last.ids.stop == ids.start:
                 last.ids = range(last.ids.start, ids.stop)
             else:
                 last.ids = [*last.ids, *ids]
@@ -352,10 +360,10 @@ class Writer:
 
     # --- In the disk thread ----------------------------------------------------------------------------------------
 
-    def _write(self, jobs: "deque[tuple[Feed, list[Piece | End]]]") -> None:
-        """Append pending pieces; what has been done is taken out of `jobs`, so that the call can be repeated."""
-        while jobs:
-            feed, pending = jobs[0]
+    def _write(self) -> None:
+        """Append what waits; what has been done is taken out of `_jobs`, so that the call can be repeated."""
+        while self._jobs:
+            feed, pending = self._jobs[0]
             while pending:
                 piece = pending[0]
                 try:
@@ -364,7 +372,7 @@ class Writer:
                     self.tell("file_lost", feed.name, first_id=error.first_id, last_id=error.last_id, detail=str(error))
                     continue
                 del pending[0]
-            jobs.popleft()
+            self._jobs.popleft()
         self.write_journal()
 
     def _append(self, feed: Feed, piece: Piece | End) -> None:
