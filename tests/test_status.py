@@ -155,8 +155,9 @@ def test_orderly_stop_stays_readable(tmp_path: Path) -> None:
     file = StatusFile(tmp_path)
     file.finish(snapshot())
     file.write(snapshot())
-    file.finish(snapshot(state="running"))
     assert [found.state for found in status.read(tmp_path)] == ["stopped"]
+    file.finish(snapshot(reconnects=7))
+    assert [found.reconnects for found in status.read(tmp_path)] == [2]
     again = StatusFile(tmp_path)
     assert again.path == file.path
     again.release()
@@ -167,6 +168,9 @@ def test_reader_never_sees_half_a_file(tmp_path: Path) -> None:
     versions = [snapshot(*(feed(f"S{n}USDT") for n in range(size))) for size in (1, 500, 3)]
     file = StatusFile(tmp_path)
     file.write(versions[0])
+    with file.path.open("rb") as reader:
+        file.write(versions[1])
+        assert msgspec.json.decode(reader.read(), type=Snapshot) == versions[0]
     enough = threading.Event()
 
     def keep_writing() -> None:
@@ -379,6 +383,15 @@ def test_several_markets_name_theirs() -> None:
     assert any("BTCUSDT binance/trade " in line for line in wide)
     narrow = drawn(table([snapshot(*feeds)], NOW_NS), width=80)
     assert any(re.search(r"BTCUSDT binance.*…/aggTrade ", line) for line in narrow)
+
+
+def test_what_is_cut_is_seen_to_be() -> None:
+    """A text too long for its place ends in an ellipsis, so that nobody takes it for whole."""
+    seen = snapshot(feed("LONG" * 40, last_price="12345678901234567890"), version="9" * 200)
+    lines = drawn(table([seen], NOW_NS))
+    assert lines[0].endswith("9…")
+    assert re.match("● (LONG)+L?O?N?… ", lines[-1])
+    assert " 1234567890.. " in lines[-1]
 
 
 @pytest.mark.parametrize("number", [1, 5, 500])
