@@ -718,6 +718,7 @@ def test_at_max_nothing_moves_while_nobody_listens(tmp_path: Path) -> None:
             await until(lambda: not server.connections)
             played = server.played["btcusdt@trade"]
             assert 100 < played < 200_000
+            assert server.sent == server.played
             async with client(server, "/ws/btcusdt@trade") as socket:
                 got = [orjson.loads(await socket.recv())["t"] for _ in range(200_000 - played)]
                 assert got == list(range(played, 200_000))
@@ -738,7 +739,11 @@ def test_a_slow_reader_holds_the_market_back_at_max(tmp_path: Path) -> None:
             await socket.recv()
             (connection,) = server.connections
             await until(lambda: not connection.writable.is_set())
-            assert server.played["btcusdt@trade"] < 190_000
+            played = server.played["btcusdt@trade"]
+            assert played < 190_000
+            for _ in range(20):
+                await rest(server, "/api/v3/ping")
+            assert server.played["btcusdt@trade"] == played
             assert connection.unsent_bytes < 4 * 2**20
             for expected in range(1, 200_000):
                 text = str(await socket.recv())
@@ -1027,6 +1032,20 @@ def test_connections_can_end_in_every_way(tmp_path: Path, steps: list[Step], cod
     run(test)
 
 
+def test_after_a_scripted_end_the_market_stands(tmp_path: Path) -> None:
+    """When a script ends the only connection, the next client gets the next message."""
+    path = recording(tmp_path / "a.txt", range(1000))
+
+    async def test() -> None:
+        (market,) = open_recordings([path])
+        async with serve(market, behaviour=scripted({3: lambda same: [same, Cut()]})) as server:
+            for expected in (range(4), range(4, 1000)):
+                async with client(server, "/ws/btcusdt@trade") as socket:
+                    assert [orjson.loads(await socket.recv())["t"] for _ in expected] == list(expected)
+
+    run(test)
+
+
 def test_handshakes_can_be_refused() -> None:
     """A handshake hook answers with any status and headers."""
     banned = Answer(429, b'{"code":-1003}', {"Retry-After": "17"})
@@ -1094,6 +1113,25 @@ def test_all_websockets_can_be_told_and_ended_at_once() -> None:
                 _, closed = await until_closed(socket)
                 assert closed.rcvd is not None
                 assert closed.rcvd.code == 1001
+
+    run(test)
+
+
+def test_the_answer_to_a_close_frame_is_awaited() -> None:
+    """The connection stays until the client has answered the close frame: else what it still sends resets it."""
+
+    async def test() -> None:
+        async with serve(generated()) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(HANDSHAKE)
+            await reader.readuntil(b"\r\n\r\n")
+            server.disconnect(Close(1012))
+            assert await reader.readexactly(4) == b"\x88\x02\x03\xf4"
+            await rest(server, "/api/v3/ping")
+            assert not reader.at_eof()
+            writer.write(b"\x88\x82\x00\x00\x00\x00\x03\xf4")
+            assert await reader.read() == b""
+            writer.close()
 
     run(test)
 
