@@ -9,7 +9,8 @@ What proves a row:
 2. Where IDs rise by one, its neighbours agree with its ID. A stretch of two rows or more proves itself, if its IDs are
    above those before it. A single row must stand where its ID says: directly behind the row before it (or be the one
    that the file name promises), with no more IDs missing than rows can have stood in the bytes cut there. Rows that
-   were there before are a copy and are cut.
+   were there before are a copy and are cut. Where two stretches meet with nothing cut between them, bytes are missing
+   or were copied, and the halves of two rows may look like one: the row on either side of such a seam is cut as well.
 3. Where IDs rise with holes (placeholders that are not written), a row must lie above the row before it. Of two rows
    that contradict each other, the later is cut if it is a copy or contradicts the row before both too; else both are.
 
@@ -17,7 +18,8 @@ Rows that follow each other form a stretch, and become a segment. Where IDs rise
 bytes if the IDs do. Otherwise every cut ends it, because a row may have stood there.
 
 The file carries no checksums, so what cannot be seen is a damaged character that leaves the row's form, day and ID
-right: a digit or decimal point of a price, quantity, order ID or time, or text in an extra column.
+right: a digit or decimal point of a price, quantity, order ID or time, or text in an extra column; and, where IDs have
+holes, two rows joined into one over missing bytes.
 
 Speed: a block of lines is checked at once (one pattern, one split, one comparison of lists), about 7 s a GB; line by
 line only where that fails.
@@ -25,7 +27,7 @@ line only where that fails.
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -43,6 +45,7 @@ CHECKED_TAIL = 64 << 20
 """Bytes at the end of a file that are checked row by row in any case."""
 
 CONTRADICTED = "an ID that its neighbours contradict"
+SEAM = "a row beside missing or copied bytes"
 
 
 class Numbering(Enum):
@@ -149,7 +152,7 @@ def examine(
     if kept_by_kernel and size > CHECKED_TAIL and not any(last >= claim.first_id for _, last in covered):
         head = _trusted_head(source, size - CHECKED_TAIL, claim)
     pieces = [*([] if head is None else [head]), *_scan(source, 0 if head is None else head.stop, size, claim)]
-    pieces = _PROOFS[claim.numbering](pieces, claim, lambda rows: _singles(source, rows, claim))
+    pieces = _PROOFS[claim.numbering](pieces, claim, source)
     pieces = list(_uncovered(source, pieces, claim, covered))
     stretches = _stretches(pieces, claim.numbering)
     cuts = joined(piece for piece in pieces if isinstance(piece, Cut))
@@ -170,7 +173,11 @@ def _with_columns_found(source: IO[bytes], claim: Claim) -> Claim:
     source.seek(0)
     lines = source.read(BLOCK >> 4).split(b"\n")[:-1]
     found = Counter(line.count(b",") + 1 - own for line in lines)
-    usual = [extra for extra, _ in found.most_common() if 0 <= extra < own or extra == claim.extra_columns]
+    usual = [
+        extra
+        for extra, _ in sorted(found.items(), key=lambda item: (-item[1], item[0]))
+        if 0 <= extra < own or extra == claim.extra_columns
+    ]
     extra_columns = usual[0] if usual else claim.extra_columns
     return Claim(claim.stream, claim.symbol, claim.day, claim.first_id, claim.numbering, extra_columns)
 
@@ -260,32 +267,34 @@ def _trusted_head(source: IO[bytes], at_least: int, claim: Claim) -> Rows | None
 # Proof --------------------------------------------------------------------------------------------------------------
 
 
-Explode = Callable[[Rows], list[Rows]]
-
-
-def _prove_by_one(pieces: Iterable[Piece], claim: Claim, singles: Explode) -> list[Piece]:
+def _prove_by_one(pieces: Iterable[Piece], claim: Claim, source: IO[bytes]) -> list[Piece]:
     """Rule 2."""
-    proved: list[Piece] = []
-    last = claim.first_id - 1
-    cut_bytes = 0
-    for stretch in _runs(pieces):
-        if isinstance(stretch, Cut):
-            proved.append(stretch)
-            cut_bytes += stretch.stop - stretch.start
+    kept: list[Rows] = []
+    cuts: list[Cut] = []
+    seam = 0
+    for run in _runs(pieces):
+        if isinstance(run, Cut):
+            cuts.append(run)
             continue
-        above = _above(stretch, last, singles)
-        rows = [piece for piece in above if isinstance(piece, Rows)]
-        missing = rows[0].first_id - last - 1 if rows else 0
-        alone = sum(piece.count for piece in rows) == 1
-        if rows and alone and not 0 <= missing <= cut_bytes // SHORTEST_ROW:
-            above = [Cut(row.start, row.stop, CONTRADICTED) for row in stretch]
-            rows = []
-        proved += above
-        if rows:
-            last, cut_bytes = rows[-1].last_id, 0
-        else:
-            cut_bytes += sum(row.stop - row.start for row in stretch)
-    return proved
+        missing = run[0].first_id - 1 - (kept[-1].last_id if kept else claim.first_id - 1)
+        cut_bytes = run[0].start - (kept[-1].stop if kept else 0)
+        if sum(rows.count for rows in run) == 1 and not 0 <= missing <= cut_bytes // SHORTEST_ROW:
+            cuts.append(Cut(run[0].start, run[0].stop, CONTRADICTED))
+            continue
+        met, seam = run[0].start == seam and missing != 0, run[-1].stop
+        if met and kept and kept[-1].stop == run[0].start:
+            kept[-1:], cut = _without_last(source, kept[-1])
+            cuts.append(cut)
+        if met:
+            run[:1], cut = _without_first(source, run[0])
+            cuts.append(cut)
+        for piece in _above(run, kept[-1].last_id if kept else claim.first_id - 1, source, claim):
+            cuts.append(piece) if isinstance(piece, Cut) else kept.append(piece)
+    return sorted([*kept, *cuts], key=_start)
+
+
+def _start(piece: Piece) -> int:
+    return piece.start
 
 
 def _runs(pieces: Iterable[Piece]) -> Iterator[list[Rows] | Cut]:
@@ -304,20 +313,33 @@ def _runs(pieces: Iterable[Piece]) -> Iterator[list[Rows] | Cut]:
         yield run
 
 
-def _above(run: list[Rows], last: int, singles: Explode) -> list[Piece]:
+def _above(run: Iterable[Rows], last: int, source: IO[bytes], claim: Claim) -> Iterator[Piece]:
     """Cut the rows of a run that are not above `last`."""
-    result: list[Piece] = []
     for rows in run:
         if rows.first_id > last:
-            result.append(rows)
+            yield rows
         elif rows.last_id <= last:
-            result.append(Cut(rows.start, rows.stop, "IDs that came before"))
+            yield Cut(rows.start, rows.stop, "IDs that came before")
         else:
-            result += _above(singles(rows), last, singles)
-    return result
+            yield from _above(_singles(source, rows, claim), last, source, claim)
 
 
-def _prove_rising(pieces: Iterable[Piece], claim: Claim, singles: Explode) -> list[Piece]:
+def _without_last(source: IO[bytes], rows: Rows) -> tuple[list[Rows], Cut]:
+    start = max(rows.start, rows.stop - BLOCK)
+    source.seek(start)
+    stop = start + source.read(rows.stop - start).rfind(b"\n", 0, -1) + 1
+    rest = [Rows(rows.start, stop, rows.first_id, rows.last_id - 1, rows.count - 1)] if rows.count > 1 else []
+    return rest, Cut(stop, rows.stop, SEAM)
+
+
+def _without_first(source: IO[bytes], rows: Rows) -> tuple[list[Rows], Cut]:
+    source.seek(rows.start)
+    start = rows.start + len(source.readline())
+    rest = [Rows(start, rows.stop, rows.first_id + 1, rows.last_id, rows.count - 1)] if rows.count > 1 else []
+    return rest, Cut(rows.start, start, SEAM)
+
+
+def _prove_rising(pieces: Iterable[Piece], claim: Claim, source: IO[bytes]) -> list[Piece]:
     """Rule 3."""
     kept: list[Rows] = []
     cuts: list[Cut] = []
@@ -329,16 +351,16 @@ def _prove_rising(pieces: Iterable[Piece], claim: Claim, singles: Explode) -> li
         elif _rises(piece.first_id, kept, claim) and (kept or cuts or piece.first_id == claim.first_id):
             kept.append(piece)
         elif piece.count > 1:
-            todo.extendleft(reversed(singles(piece)))
+            todo.extendleft(reversed(_singles(source, piece, claim)))
         else:
             cuts.append(Cut(piece.start, piece.stop, CONTRADICTED))
             if not kept or piece.first_id == kept[-1].last_id:
                 continue
-            kept[-1:] = singles(kept[-1])
+            kept[-1:] = _singles(source, kept[-1], claim)
             if piece.first_id > (kept[-2].last_id if len(kept) > 1 else claim.first_id):
                 other = kept.pop()
                 cuts.append(Cut(other.start, other.stop, CONTRADICTED))
-    return sorted([*kept, *cuts], key=lambda piece: piece.start)
+    return sorted([*kept, *cuts], key=_start)
 
 
 def _rises(first_id: int, kept: list[Rows], claim: Claim) -> bool:
