@@ -210,6 +210,7 @@ def test_files_play_as_one_timeline(tmp_path: Path) -> None:
     ("line", "at_ns"),
     [
         ("1723161254087896568 " + SPOT_LINE % (START_MS, 1, START_MS), 1723161254087896568),
+        ("1723161254087 " + SPOT_LINE % (START_MS, 1, START_MS), 1723161254087000000),
         ("1633998512.0633569: " + SPOT_LINE % (START_MS, 1, START_MS), 1633998512063356900),
         (SPOT_LINE % (START_MS, 1, START_MS), START_MS * 1_000_000),
         (SPOT_LINE % (START_MS * 1000 + 7, 1, START_MS), START_MS * 1_000_000 + 7_000),
@@ -573,6 +574,21 @@ def test_other_paths_are_refused(path: str) -> None:
             with pytest.raises(websockets.InvalidStatus) as refused:
                 await connect(server.ws_url + path)
             assert refused.value.response.status_code == 404
+
+    run(test)
+
+
+def test_half_a_handshake_starts_nothing() -> None:
+    """An upgrade without its key is refused, and neither subscribes nor starts the market."""
+
+    async def test() -> None:
+        async with serve(generated()) as server:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(b"GET /ws/btcusdt@trade HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\n\r\n")
+            assert (await reader.read()).startswith(b"HTTP/1.1 4")
+            writer.close()
+            await rest(server, "/api/v3/ping")
+            assert not server.played
 
     run(test)
 

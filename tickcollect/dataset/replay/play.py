@@ -59,8 +59,8 @@ async def play(options: ReplayOptions, announce: Callable[[str], None]) -> None:
     Raises RecordingError where a file cannot be replayed, OSError where a port is taken or the certificate is unusable.
     """
     stop = asyncio.Event()
+    markets = _markets(options, announce)
     async with _stopping_on_signals(stop), AsyncExitStack() as stack:
-        markets = _markets(options, announce)
         tls = None if options.certificate is None else _tls(options.certificate)
         servers = []
         for number, market in enumerate(markets):

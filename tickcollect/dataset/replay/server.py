@@ -185,7 +185,8 @@ class Connection(asyncio.Protocol):
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         transport.set_write_buffer_limits(high=_WRITE_BUFFER_BYTES)
-        self.peer = str(transport.get_extra_info("peername")[0])
+        peer = transport.get_extra_info("peername")  # None where the client has gone already
+        self.peer = str(peer[0]) if peer else ""
         self._server.connections.add(self)
 
     def connection_lost(self, _: Exception | None) -> None:
@@ -276,13 +277,21 @@ class Connection(asyncio.Protocol):
         protocol.send_response(protocol.accept(handshake))
         self._protocol = protocol
         self._send_pending(protocol)
-        self.session, streams = opened
+        if protocol.state is not State.OPEN:  # a handshake without its headers
+            self._transport.close()
+            return
+        self._begin(*opened)
+
+    def _begin(self, session: Session, streams: Sequence[str]) -> None:
+        """Start the websocket's life, with the streams of its address."""
+        assert self._protocol is not None
+        self.session = session
         self._timers.append(self._loop.call_later(self._server.life_s, self.end, Close(1000, "24 hours")))
         self._schedule_ping()
-        self._carry_out(subscribe(self.session, streams))
+        self._carry_out(subscribe(session, streams))
         rest, self._received = self._received, b""
         if rest:
-            self._feed(protocol, rest)
+            self._feed(self._protocol, rest)
 
     def _feed(self, protocol: ServerProtocol, data: bytes) -> None:
         protocol.receive_data(data)
