@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import shutil
 import threading
 import time
@@ -76,6 +77,7 @@ from tickcollect.writer import FETCHED_WITHIN_S, Feed, Routes, Writer
 
 Result = TypeVar("Result")
 
+PROGRAM = f"tickcollect {__version__}"
 USER_AGENT = f"tickcollect/{__version__}"
 STATUS_INTERVAL_S = 1.0
 LOOK_INTERVAL_S = 1.0
@@ -89,6 +91,9 @@ HAPPENINGS_KEPT = 10_000
 """Happenings that wait for a journal which the disk refuses; older ones are then only in the log."""
 QUARANTINE_LIMIT_BYTES = 100_000_000
 """A file of refused messages grows no further than this; after that they are counted only."""
+QUARANTINE_KINDS = 1000
+"""Reasons that are told and counted each on its own."""
+_NUMBERS = re.compile(r"[0-9]+")
 
 
 class StartError(Exception):
@@ -116,6 +121,7 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "silence_unclear": ("WARNING", "{subject}: no data for {seconds} s, and the exchange cannot be asked: {detail}"),
     "unknown_message": ("WARNING", "{subject}: sends messages of a kind that was not asked for: {name}"),
     "refused_message": ("WARNING", "{subject}: a message was put into quarantine: {reason}"),
+    "quarantine_failed": ("ERROR", "{subject}: refused messages cannot be kept and are only counted: {detail}"),
     "gap": ("WARNING", "{subject}: {count} IDs are missing, {first_id} to {last_id}"),
     "filled": ("INFO", "{subject}: {first_id} to {last_id} filled with {rows} rows of {source} in {seconds} s"),
     "fill_waits": (
@@ -140,11 +146,12 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
 
 @dataclass
 class Happenings:
-    """What happened: logged at once, kept for the journal until the disk thread writes it."""
+    """What happened: logged at once, kept for the journal until a thread of the disk writes it."""
 
     journal: Journal
     _waiting: deque[tuple[str, dict[str, object]]] = field(default_factory=lambda: deque(maxlen=HAPPENINGS_KEPT))
     _refusing: bool = False
+    _writing: threading.Lock = field(default_factory=threading.Lock)
 
     def tell(self, event: str, subject: str, /, **facts: object) -> None:
         """Say that something happened; from any thread."""
@@ -153,20 +160,30 @@ class Happenings:
         self._waiting.append((event, {"subject": subject, **facts}))
 
     def write(self) -> None:
-        """Append what waits to the journal, and make it safe; what the disk refuses stays waiting."""
-        if not self._waiting:
-            return
+        """Append what waits to the journal; what the disk refuses stays waiting. From any thread, not from the loop."""
+        with self._writing:
+            try:
+                while self._waiting:
+                    event, facts = self._waiting[0]
+                    self.journal.append(event, **facts)
+                    self._waiting.popleft()
+            except JournalError as error:
+                self._refused(error)
+            else:
+                self._refusing = False
+
+    def sync(self) -> None:
+        """Append what waits, and make the journal safe from power loss."""
+        self.write()
         try:
-            while self._waiting:
-                event, facts = self._waiting[0]
-                self.journal.append(event, **facts)
-                self._waiting.popleft()
+            self.journal.sync()
         except JournalError as error:
-            if not self._refusing:
-                logger.error("{}", error)
-            self._refusing = True
-        else:
-            self._refusing = False
+            self._refused(error)
+
+    def _refused(self, error: JournalError) -> None:
+        if not self._refusing:
+            logger.error("{}", error)
+        self._refusing = True
 
 
 @dataclass
@@ -177,23 +194,38 @@ class Quarantine:
     tell: Callable[..., None]
     time_ns: Callable[[], int]
     counts: dict[str, int] = field(default_factory=dict)
+    """By exchange and kind of reason, at most a few more than `QUARANTINE_KINDS`."""
+    failing: bool = False
+    """The disk refused the last message; it was counted only."""
 
     def keep(self, exchange: str, payload: bytes, reason: str) -> None:
         """Keep one message with its reason; the first of each kind is told, all are counted."""
-        kind = f"{exchange}: {reason.split(' - ', maxsplit=1)[0][:60]}"
-        if kind not in self.counts and len(self.counts) < 1000:  # noqa: PLR2004 - a bound on memory, not a quantity
-            self.tell("refused_message", exchange, reason=reason)
+        kind = f"{exchange}: {_NUMBERS.sub('#', reason.split(' - ', maxsplit=1)[0])[:60]}"
+        if kind not in self.counts:
+            if len(self.counts) < QUARANTINE_KINDS:
+                self.tell("refused_message", exchange, reason=reason)
+            else:
+                kind = f"{exchange}: another reason"
         self.counts[kind] = self.counts.get(kind, 0) + 1
-        path = self.directory / f"{exchange}.jsonl"
-        self.directory.mkdir(parents=True, exist_ok=True)
         line = {
             "at": _utc_text(self.time_ns()),
             "reason": reason,
             "message": payload[:100_000].decode("utf-8", "backslashreplace"),
         }
-        with path.open("ab") as file:
+        try:
+            self._append(exchange, orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        except OSError as error:
+            if not self.failing:
+                self.tell("quarantine_failed", exchange, detail=f"{self.directory}: {error.strerror}")
+            self.failing = True
+        else:
+            self.failing = False
+
+    def _append(self, exchange: str, line: bytes) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / f"{exchange}.jsonl").open("ab") as file:
             if file.tell() < QUARANTINE_LIMIT_BYTES:
-                file.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+                file.write(line)
 
     @property
     def total(self) -> int:
@@ -321,7 +353,7 @@ class Collector:
         self.routes: dict[LinkState, Routes] = {}
         self.sealed: list[Path] = []
         self.sealing: asyncio.Queue[tuple[Feed, Segment]] = asyncio.Queue()
-        self.sealing_now = False
+        self.sealing_now: asyncio.Future[None] | None = None
         self.disk_free = 0
         self.disk_low = False
         self.silences: dict[Feed, Silence] = {}
@@ -360,7 +392,7 @@ class Collector:
         for feed in self.feeds:
             for first, last in list(feed.open.spans):
                 self._fetch_later(feed, first, last)
-        self.tell("started", __version__, feeds=len(self.feeds), data_dir=str(self.config.data_dir))
+        self.tell("started", PROGRAM, feeds=len(self.feeds), data_dir=str(self.config.data_dir))
 
     def _open_venue(self, venue: Venue, info: ExchangeInfo) -> None:
         by_name: dict[str, Feed] = {}
@@ -510,7 +542,12 @@ class Collector:
         self._ended(recovered.finished, feed)
 
     def _ended(self, segments: Iterable[Segment], feed: Feed) -> None:
-        """Queue segments for sealing; from any thread."""
+        """Queue segments for sealing; from any thread but the loop's.
+
+        What ended them is put on record first: whoever is killed after the next row has been appended behind a gap
+        leaves a journal that knows the gap.
+        """
+        self.happenings.write()
         for segment in segments:
             self._loop.call_soon_threadsafe(self.sealing.put_nowait, (feed, segment))
 
@@ -541,19 +578,21 @@ class Collector:
                 task.cancel()
 
     async def close(self) -> Summary:
-        """Hand over what is held, make it safe, seal if asked, and give everything back."""
+        """Hand over what is held, make it safe, seal if asked, and tell what was done."""
         try:
             async with asyncio.timeout(STOP_WITHIN_S):
                 await self.writer.finish(self._loop.time())
         except (TimeoutError, SegmentError) as error:
-            logger.error("Not all rows could be written at the end: {}", error or "the disk does not answer")
+            logger.error("Not all rows could be written at the end: {}", str(error) or "the disk does not answer")
+        if self.sealing_now is not None:
+            await self.sealing_now
         if self.config.seal_at_stop:
             await self._seal_all()
         await self._loop.run_in_executor(self.syncer, self._sync_all)
         summary = self._summary()
         self.tell(
             "stopped",
-            __version__,
+            PROGRAM,
             rows=summary.rows,
             gaps=summary.gaps,
             missing=summary.missing,
@@ -562,18 +601,18 @@ class Collector:
             refused=summary.refused,
         )
         self.state = "stopped"
-        with contextlib.suppress(OSError):
-            self.happenings.write()
+        return summary
+
+    async def release(self) -> None:
+        """Put on record what was not yet, and give everything back; the locks last, when nothing works any more."""
+        await self._loop.run_in_executor(self.syncer, self.happenings.sync)
         for feed in self.feeds:
             with contextlib.suppress(SegmentError):
                 feed.segments.close()
-        for venue, _ in self._venues:
-            await venue.rest.close()
         for executor in (self.disk, self.syncer, self.sealer):
             executor.shutdown(wait=False, cancel_futures=True)
         for held in self._locks:
             held.release()
-        return summary
 
     # --- Beside the path -------------------------------------------------------------------------------------------
 
@@ -583,6 +622,7 @@ class Collector:
             await self._loop.run_in_executor(self.syncer, self._sync_all)
 
     def _sync_all(self) -> None:
+        self.happenings.sync()
         for feed in self.feeds:
             try:
                 feed.segments.sync()
@@ -594,9 +634,10 @@ class Collector:
     async def _seal(self) -> None:
         while True:
             feed, segment = await self.sealing.get()
-            self.sealing_now = True
-            await self._loop.run_in_executor(self.sealer, self._seal_one, feed, segment)
-            self.sealing_now = False
+            self.sealing_now = self._loop.run_in_executor(self.sealer, self._seal_one, feed, segment)
+            # Shielded, because a seal cannot be broken off: a stop waits for it (`close`).
+            await asyncio.shield(self.sealing_now)
+            self.sealing_now = None
 
     def _seal_one(self, feed: Feed, segment: Segment) -> None:
         try:
@@ -652,6 +693,7 @@ class Collector:
             quiet = now_s - max(feed.last_seen_s, self.started_s) > IDLE_END_S
             if segment is not None and segment.day < today and quiet and not feed.sequence.held:
                 self.writer.end_idle(feed)
+                self.inbox.wake()
 
     def _look_at_disk(self) -> None:
         try:
@@ -718,7 +760,7 @@ class Collector:
             queue_rows=self.inbox.waiting,
             queue_limit=self.inbox.limit,
             reconnects=sum(max(0, state.connections - 1) for state in self.links),
-            sealing=self.sealing.qsize() + self.sealing_now,
+            sealing=self.sealing.qsize() + (self.sealing_now is not None),
             disk_free_bytes=self.disk_free,
             disk_hours_left=None,
             problems=self._problems(),
@@ -813,12 +855,14 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
             found.append((venue, info))
         check_data_dir(config.data_dir)
         collector = Collector(config, found)
-        try:
-            await collector.open()
-            async with _status_kept(collector, config.data_dir), (show or _unseen)(collector.snapshot):
-                await collector.run(stop)
-        finally:
-            summary = await collector.close()
+        stack.push_async_callback(collector.release)
+        await collector.open()
+        async with _status_kept(collector, config.data_dir):
+            try:
+                async with (show or _unseen)(collector.snapshot):
+                    await collector.run(stop)
+            finally:
+                summary = await collector.close()
         return summary
 
 
