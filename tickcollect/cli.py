@@ -51,6 +51,7 @@ Examples:
 @click.option("--stream", type=click.Choice(STREAMS), help="What to collect.  [default: trade on spot, else aggTrade]")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the files go.  [default: data]")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="[default: config.json, if it is there]")
+@click.option("--no-backfill", is_flag=True, help="Do not fetch missing IDs from the exchange's history.")
 @click.option("--ws-url", help="Another websocket host: a testnet, data-stream.binance.vision, a local server.")
 @click.option("--rest-url", help="Its REST host.  [default: the one that belongs to --ws-url]")
 def run(config_path: Path | None, symbols: tuple[str, ...], **options: Any) -> None:
@@ -157,6 +158,8 @@ def _config(
     if options.get("data_dir") is not None:
         overrides["DATA_DIR"] = str(options["data_dir"])
     entry = {name: options[name] for name in ("exchange", "stream", "ws_url", "rest_url") if options.get(name)}
+    if options.get("no_backfill"):
+        overrides["BACKFILL"] = False
     if symbols:
         overrides["COLLECT"] = [{"exchange": "binance", **entry, "symbols": list(symbols)}]
     elif entry:
@@ -200,20 +203,22 @@ LOG_LINE = "{time:YYYY-MM-DDTHH:mm:ss.SSS!UTC}Z {level: <7} {message}"
 
 
 def log_to(file: Path | None, level: str, console: "Console | None" = None) -> None:
-    """Send the log to a file, above the live view of `console`, or to the error side of whatever there is."""
+    """Send the log above the live view of `console`, or to the error side of whatever there is; and to a file."""
     from loguru import logger  # noqa: PLC0415
 
     logger.remove()
+    plain: dict[str, Any] = {"level": level, "format": LOG_LINE, "diagnose": False}  # no values in tracebacks
     if file is not None:
-        logger.add(file, level=level, format=LOG_LINE, rotation="20 MB", retention=5)
-    elif console is not None:
+        logger.add(file, rotation="20 MB", retention=5, **plain)
+    if console is not None:
+        # Written by a thread of the log's own: a terminal that stops taking output must not stop collecting.
         logger.add(
             lambda text: console.print(str(text), end="", markup=False, highlight=False, soft_wrap=True),
-            level=level,
-            format=LOG_LINE,
+            enqueue=True,
+            **plain,
         )
     else:
-        logger.add(sys.stderr, level=level, format=LOG_LINE, colorize=False)
+        logger.add(sys.stderr, colorize=False, enqueue=True, **plain)
 
 
 async def _collect(config: "Config") -> "Summary":
@@ -276,8 +281,10 @@ def live_view(console: "Console") -> "Show":
 
 def summary_lines(summary: "Summary", data_dir: Path) -> list[str]:
     """Put what a run did into words."""
-    missing = f"{summary.gaps} gaps, {summary.missing:,} IDs missing" if summary.gaps else "no gap: no ID is missing"
+    missing = f"{summary.missing:,} IDs are missing, see journal.jsonl" if summary.missing else "no ID is missing"
     lines = [f"{summary.rows:,} rows in {summary.seconds:.0f} s; {missing}"]
+    if summary.filled:
+        lines.append(f"{summary.filled:,} of them were fetched from the exchange's history ({summary.gaps} gaps)")
     if summary.copies:
         lines.append(f"{summary.copies:,} copies dropped")
     if summary.refused:

@@ -18,13 +18,14 @@ Slow work never runs in the event loop: appends have a thread, syncs have one, s
 
 import asyncio
 import contextlib
+import math
 import os
 import random
 import re
 import shutil
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ from tickcollect.exchanges.binance import (
     links,
     nearest_symbols,
     rest_url_for,
+    server_time_ms,
     stream_name,
 )
 from tickcollect.feed import Inbox, LinkState, Surroundings, keep
@@ -83,7 +85,15 @@ STATUS_INTERVAL_S = 1.0
 LOOK_INTERVAL_S = 1.0
 IDLE_END_S = 60.0
 """After a day is over, a feed that has been silent this long has its segment ended, so that it can be sealed."""
+SHORTEST_SILENCE_S = 10.0
+SILENT_INTERVALS = 20
+"""A feed is looked into when it is silent for this many of its usual intervals."""
+SUBSCRIBED_AGAIN_S = 5.0
 LONGEST_QUIET_CHECK_S = 3600.0
+CLOCK_STEP_S = 1.0
+CLOCK_INTERVAL_S = 600.0
+CLOCK_WRONG_MS = 2000
+RENEWALS_SPREAD = 0.05
 STOP_WITHIN_S = 10.0
 DESCRIPTORS_BESIDE_FILES = 100
 """Sockets, locks of the process and what libraries open."""
@@ -115,6 +125,13 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "connected": ("INFO", "{subject}: connected to {url}, {streams} streams"),
     "disconnected": ("WARNING", "{subject}: {reason}. Next attempt in {retry_in_s} s. {remedy}"),
     "cannot_connect": ("WARNING", "{subject}: {reason}. Next attempt in {retry_in_s} s. {remedy}"),
+    "renewing": ("INFO", "{subject}: a new connection to {url} is opened beside the old one, because {reason}"),
+    "renewed": ("INFO", "{subject}: the new connection to {url} delivers, the old one is closed"),
+    "joined": (
+        "DEBUG",
+        "{subject}: connection {connection} begins at {first_id}, the one before had come to {last_id}",
+    ),
+    "missed_by_one": ("INFO", "{subject}: {url} missed {first_id} to {last_id}; another connection brought them"),
     "subscription_refused": ("ERROR", "{subject}: the exchange refuses {streams}: {message} (code {code})"),
     "silent": ("ERROR", "{subject}: no data for {seconds} s although the exchange has IDs up to {exchange_id}"),
     "quiet": ("INFO", "{subject}: no data for {seconds} s, and the exchange has none either"),
@@ -139,6 +156,9 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "sync_failed": ("ERROR", "{subject}: {detail} The rows {first_id} to {last_id} are not safe and count as missing."),
     "sealed": ("INFO", "{subject}: sealed {file}, {rows} rows, {bytes} bytes"),
     "seal_failed": ("ERROR", "{subject}: {detail}"),
+    "clock_stepped": ("WARNING", "{subject}: its clock was set by {seconds} s; times of arrival step with it"),
+    "clock_offset": ("DEBUG", "{subject}: its clock is {offset_ms} ms ahead of this machine's"),
+    "clock_wrong": ("WARNING", "{subject}: this machine's clock is wrong by {offset_ms} ms; run an NTP client"),
     "stopped": ("INFO", "{subject}: stopped after {rows} rows"),
 }
 """Every happening: how loud it is, and how it reads. The journal keeps the facts."""
@@ -150,7 +170,8 @@ class Happenings:
 
     journal: Journal
     _waiting: deque[tuple[str, dict[str, object]]] = field(default_factory=lambda: deque(maxlen=HAPPENINGS_KEPT))
-    _refusing: bool = False
+    refused: str = ""
+    """Why the journal cannot be written at present; empty while it can."""
     _writing: threading.Lock = field(default_factory=threading.Lock)
 
     def tell(self, event: str, subject: str, /, **facts: object) -> None:
@@ -168,9 +189,9 @@ class Happenings:
                     self.journal.append(event, **facts)
                     self._waiting.popleft()
             except JournalError as error:
-                self._refused(error)
+                self._note_refusal(error)
             else:
-                self._refusing = False
+                self.refused = ""
 
     def sync(self) -> None:
         """Append what waits, and make the journal safe from power loss."""
@@ -178,12 +199,12 @@ class Happenings:
         try:
             self.journal.sync()
         except JournalError as error:
-            self._refused(error)
+            self._note_refusal(error)
 
-    def _refused(self, error: JournalError) -> None:
-        if not self._refusing:
+    def _note_refusal(self, error: JournalError) -> None:
+        if not self.refused:
             logger.error("{}", error)
-        self._refusing = True
+        self.refused = str(error)
 
 
 @dataclass
@@ -269,7 +290,7 @@ def venues(config: Config) -> list[Venue]:
     for (exchange, ws_url, rest_url), entries in grouped.items():
         market = MARKETS[exchange]
         pool = "spot" if exchange == "binance" else "futures"
-        budget = budgets.setdefault(pool, Budget(market.weight_per_minute))
+        budget = budgets.setdefault(pool, Budget(market.weight_per_minute, config.rest_share))
         rest = Rest(rest_url, budget=budget, proxy=proxy, user_agent=USER_AGENT)
         found.append(Venue(market, ws_url, rest, tuple(entries), budget))
     return found
@@ -328,11 +349,15 @@ class Summary:
 
 @dataclass
 class Silence:
-    """When a feed's silence is looked into next."""
+    """A feed's silence: since when, and what was done about it."""
 
-    check_after_s: float
-    since_connection: int = 0
+    since_s: float = -math.inf
+    check_after_s: float = 0.0
+    """How long it may last before the exchange is asked (again)."""
     newest_id: int | None = None
+    """The exchange's newest ID when it was asked before, where nothing is known from rows."""
+    asked_again: bool = False
+    """Whether the stream was subscribed a second time."""
 
 
 class Collector:
@@ -360,9 +385,14 @@ class Collector:
         self.histories: dict[Feed, History] = {}
         self.backfills: dict[Feed, Backfill] = {}
         self._fetching: set[asyncio.Task[None]] = set()
+        self.clock_offsets_ms: dict[str, int] = {}
         self._unsealed: dict[Feed, Ranges] = {}
         self.process = status.process_identity(os.getpid())
         self._rates: dict[str, status.Rate] = {}
+        self._disk_rate = status.Rate(window_s=600.0)
+        self._sealed_ratio = 1.0
+        self.sealed_counts: Counter[Feed] = Counter()
+        self._uniform = random.SystemRandom().uniform
         self._loop = asyncio.get_running_loop()
         self._locks: list[Lock] = []
         self._pool = OpenFiles(
@@ -415,8 +445,10 @@ class Collector:
             state = info.statuses[symbol]
             if state != "TRADING":
                 self.tell("not_trading", feed.name, state=state)
-        for link in links(venue.market, venue.feeds, venue.ws_url):
-            self._plan_link(venue, link, by_name)
+        for copy in range(self.config.redundancy):
+            ws_url = venue.ws_url or (venue.market.ws_url, venue.market.second_ws_url)[copy]
+            for link in links(venue.market, venue.feeds, ws_url):
+                self._plan_link(venue, link, by_name)
 
     def _take_up_gaps(self) -> None:
         """Find the gaps that earlier runs left open."""
@@ -554,12 +586,13 @@ class Collector:
     async def run(self, stop: asyncio.Event) -> None:
         """Collect until `stop` is set, then stop in order."""
         self.state = "running"
-        background = [self._sync(), self._seal(), self._look_around()]
+        background = [self._sync(), self._seal(), self._look_around(), self._watch_clocks()]
         around = Surroundings(
             self.inbox,
             time.time_ns,
-            random.uniform,
+            self._uniform,
             USER_AGENT,
+            self._renew_in_s,
             self.config.proxy.get_secret_value() if self.config.proxy else None,
         )
         async with asyncio.TaskGroup() as tasks:
@@ -576,6 +609,16 @@ class Collector:
             await writing
             for task in helpers:
                 task.cancel()
+
+    def _renew_in_s(self) -> float:
+        """Return after how long a connection that opens now is replaced: spread, so that not all are at once."""
+        renew_in_s = self.config.renew_after_h * 3600 * self._uniform(1 - RENEWALS_SPREAD, 1)
+        if self.config.renew_at is not None:
+            hours, minutes = map(int, self.config.renew_at.split(":"))
+            at_s = (hours * 60 + minutes) * 60 - time.time() % 86_400
+            at_s += self._uniform(0, RENEWALS_SPREAD * 3600)
+            renew_in_s = min(renew_in_s, at_s if at_s > 0 else at_s + 86_400)
+        return renew_in_s
 
     async def close(self) -> Summary:
         """Hand over what is held, make it safe, seal if asked, and tell what was done."""
@@ -648,6 +691,8 @@ class Collector:
             self.tell("seal_failed", feed.name, detail=str(error))
         else:
             self.sealed.append(sealed.path)
+            self.sealed_counts[feed] += 1
+            self._sealed_ratio = sealed.size / max(1, segment.size)
             self.tell(
                 "sealed",
                 feed.name,
@@ -706,21 +751,27 @@ class Collector:
         self.disk_low = low
 
     def _is_silent(self, feed: Feed, state: LinkState, now_s: float) -> bool:
-        """Tell whether a subscription has brought nothing for so long that the exchange should be asked."""
+        """Tell whether a feed has been silent for so long, by its own rate, that the exchange should be asked."""
         if not state.connected:
             return False
-        silence = self.silences.setdefault(feed, Silence(self.config.first_data_s))
-        if silence.since_connection != state.connections or feed.last_seen_s > state.connected_at_s:
-            silence.since_connection = state.connections
-            silence.check_after_s = self.config.first_data_s
-            silence.newest_id = None
+        silence = self.silences.setdefault(feed, Silence())
         since_s = max(feed.last_seen_s, state.connected_at_s)
-        return feed.last_seen_s <= state.connected_at_s and now_s - since_s > silence.check_after_s
+        if silence.since_s != since_s:
+            silence.since_s = since_s
+            silence.asked_again = False
+            silence.newest_id = None
+            usual_s = feed.interval_s * SILENT_INTERVALS
+            silence.check_after_s = (
+                min(max(usual_s, SHORTEST_SILENCE_S), LONGEST_QUIET_CHECK_S)
+                if feed.last_seen_s > state.connected_at_s
+                else self.config.first_data_s
+            )
+        return now_s - since_s > silence.check_after_s
 
     async def _look_into_silence(self, feed: Feed, state: LinkState, venue: Venue, now_s: float) -> None:
         """Ask once whether the market has traded past our last ID, before anybody is alarmed."""
         silence = self.silences[feed]
-        seconds = round(now_s - state.connected_at_s)
+        seconds = round(now_s - silence.since_s)
         source = venue.market.latest[feed.path.stream]
         params: dict[str, str | int] = {"symbol": feed.path.symbol, "limit": 1}
         try:
@@ -731,16 +782,63 @@ class Collector:
             silence.check_after_s = seconds + self.config.first_data_s
             self.tell("silence_unclear", feed.name, seconds=seconds, detail=str(error))
             return
-        known = feed.sequence.next_id - 1 if feed.sequence.next_id is not None else silence.newest_id
-        if newest is not None and known is not None and newest > known and feed.last_seen_s <= state.connected_at_s:
-            self.tell("silent", feed.name, seconds=seconds, exchange_id=newest)
-            if state.drop is not None:
-                state.drop(f"{feed.path.stream} of {feed.path.symbol} was acknowledged and stayed silent")
+        known = feed.sequence.newest_known_id
+        if known is None:
+            known = silence.newest_id
+        if feed.last_seen_s > silence.since_s:
             return
-        if known is not None:
-            self.tell("quiet", feed.name, seconds=seconds)
-        silence.newest_id = newest
-        silence.check_after_s = min(seconds * 2.0, seconds + LONGEST_QUIET_CHECK_S)
+        if newest is None or known is None or newest <= known:
+            if known is not None:
+                self.tell("quiet", feed.name, seconds=seconds)
+            silence.newest_id = newest
+            silence.check_after_s = min(seconds * 2.0, seconds + LONGEST_QUIET_CHECK_S)
+            return
+        self._end_silence(feed, state, newest, seconds)
+
+    def _end_silence(self, feed: Feed, state: LinkState, newest_id: int, seconds: int) -> None:
+        """Do something about a feed that is silent while its market trades: subscribe again, then connect anew."""
+        silence = self.silences[feed]
+        if state.current is None:
+            return
+        if feed.last_seen_s > state.connected_at_s and not silence.asked_again:
+            silence.asked_again = True
+            silence.check_after_s = seconds + SUBSCRIBED_AGAIN_S
+            state.current.subscribe_again(stream_name(feed.path.symbol, feed.path.stream))
+            return
+        self.tell("silent", feed.name, seconds=seconds, exchange_id=newest_id)
+        state.current.drop(f"{feed.path.stream} of {feed.path.symbol} is silent although its market trades")
+
+    # --- Clocks ----------------------------------------------------------------------------------------------------
+
+    async def _watch_clocks(self) -> None:
+        """Notice steps of this machine's clock, and measure its offset to the exchanges'."""
+        before_s = time.time() - time.monotonic()
+        measured_s = -math.inf
+        while True:
+            offset_s = time.time() - time.monotonic()
+            if abs(offset_s - before_s) > CLOCK_STEP_S:
+                self.tell("clock_stepped", "this machine", seconds=round(offset_s - before_s, 1))
+                measured_s = -math.inf
+            before_s = offset_s
+            if time.monotonic() - measured_s > CLOCK_INTERVAL_S:
+                measured_s = time.monotonic()
+                for venue, _ in self._venues:
+                    await self._measure_clock(venue)
+            await asyncio.sleep(LOOK_INTERVAL_S)
+
+    async def _measure_clock(self, venue: Venue) -> None:
+        started_s, asked_s = time.time(), time.monotonic()
+        try:
+            body = await venue.rest.get(f"{venue.market.rest_prefix}/time", weight=1)
+            server_s = server_time_ms(body) / 1000
+        except (RestError, ValueError) as error:
+            logger.debug("{}: its clock cannot be asked: {}", venue.market.name, error)
+            return
+        took_s = time.monotonic() - asked_s
+        offset_ms = round((server_s - (started_s + took_s / 2)) * 1000)
+        self.clock_offsets_ms[venue.market.name] = offset_ms
+        event = "clock_offset" if abs(offset_ms) < CLOCK_WRONG_MS else "clock_wrong"
+        self.tell(event, venue.market.name, offset_ms=offset_ms, round_trip_ms=round(took_s * 1000))
 
     # --- What others may know --------------------------------------------------------------------------------------
 
@@ -762,7 +860,7 @@ class Collector:
             reconnects=sum(max(0, state.connections - 1) for state in self.links),
             sealing=self.sealing.qsize() + (self.sealing_now is not None),
             disk_free_bytes=self.disk_free,
-            disk_hours_left=None,
+            disk_hours_left=self._disk_hours_left(now_s),
             problems=self._problems(),
             messages_per_s=self._rate("", sum(state.messages for state in self.links), now_s),
         )
@@ -788,17 +886,27 @@ class Collector:
             not_trades=feed.not_trades,
             file="" if segment is None else str(segment.path.relative_to(self.config.data_dir)),
             file_bytes=0 if segment is None else segment.size,
-            files_sealed=0,
-            note="",
+            files_sealed=self.sealed_counts[feed],
+            note=self._note(feed),
         )
+
+    def _note(self, feed: Feed) -> str:
+        if self.backfills[feed].at_work.startswith(f"{feed.name}:"):
+            return "filling a gap"
+        return "waiting for history" if feed.sequence.held else ""
+
+    def _disk_hours_left(self, now_s: float) -> float | None:
+        """Return how long the free disk lasts at the present rate, with sealing at the ratio seen so far."""
+        per_s = self._disk_rate.update(self.writer.bytes_written, now_s) * self._sealed_ratio
+        return self.disk_free / per_s / 3600 if per_s > 0 and self.disk_free else None
 
     def _rate(self, name: str, total: int, now_s: float) -> float:
         return self._rates.setdefault(name, status.Rate()).update(total, now_s)
 
     def _problems(self) -> list[str]:
         found = [] if not self.writer.disk_trouble else [self.writer.disk_trouble]
-        if self.quarantine.total:
-            found.append(f"{self.quarantine.total} messages in quarantine")
+        if self.happenings.refused:
+            found.append(self.happenings.refused)
         return found
 
     def _summary(self) -> Summary:

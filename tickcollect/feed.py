@@ -9,7 +9,9 @@ Rules:
 3. The wait before the next attempt grows with each attempt that brought no data and begins anew once data came. That
    a connection opened proves nothing. Binance allows 300 attempts per 5 minutes and IP (spot web-socket-streams.md).
 4. A refusal is understood by its status and answered with patience of its own (`REFUSALS`); `Retry-After` is obeyed.
-5. Every end of a connection, whatever its cause, is an event in the same queue as the data, in its place.
+5. A connection is replaced before the exchange cuts it at 24 hours, and at once on `serverShutdown`: the new one first,
+   both for a moment, then the old one is closed.
+6. Every end of a connection, whatever its cause, is an event in the same queue as the data, in its place.
 """
 
 import asyncio
@@ -18,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from itertools import count
 from socket import gaierror
 
 from picows import WSCloseCode, WSError, WSFrame, WSHandshakeError, WSListener, WSMsgType, WSTransport, ws_connect
@@ -45,6 +48,11 @@ PING_AFTER_IDLE_S = 10.0
 PONG_WITHIN_S = 10.0
 """With the idle time before the ping, a half-open connection is noticed within 20 s."""
 ACKNOWLEDGED_WITHIN_S = 10.0
+RENEW_AFTER_S = 23 * 3600.0
+SUBSCRIBED_WITHIN_S = 30.0
+FIRST_DATA_WITHIN_S = 10.0
+RENEW_AGAIN_S = 60.0
+OVERLAP_S = 2.0
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 60.0
 LONGEST_BAN_S = 3 * 86_400.0
@@ -59,6 +67,8 @@ class Batch:
     """The messages of one socket read."""
 
     link: "LinkState"
+    connection: int
+    """Which connection of this run brought it, counted over all links."""
     received_ns: int
     messages: Sequence[Message]
 
@@ -95,6 +105,21 @@ class Disconnected:
 
 
 @dataclass(frozen=True, slots=True)
+class Renewing:
+    """A connection is about to be replaced by a new one, which is opened first."""
+
+    link: "LinkState"
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The new connection delivers, and the old one is closed."""
+
+    link: "LinkState"
+
+
+@dataclass(frozen=True, slots=True)
 class SubscriptionRefused:
     """The exchange answered a SUBSCRIBE with an error."""
 
@@ -103,7 +128,7 @@ class SubscriptionRefused:
     error: ControlError
 
 
-Item = Batch | Odd | Connected | Disconnected | SubscriptionRefused
+Item = Batch | Odd | Connected | Disconnected | Renewing | Renewed | SubscriptionRefused
 
 
 @dataclass(slots=True, eq=False)
@@ -117,8 +142,8 @@ class LinkState:
     """By the event loop's clock."""
     connections: int = 0
     messages: int = 0
-    drop: Callable[[str], None] | None = None
-    """Ends the present connection, for the reason given, so that a new one is made."""
+    current: "_Listener | None" = None
+    """The newest open connection: it can be asked to subscribe again, or dropped so that a new one is made."""
 
 
 class Inbox:
@@ -292,8 +317,12 @@ class Surroundings:
     time_ns: Callable[[], int]
     uniform: Callable[[float, float], float]
     user_agent: str
+    renew_in_s: Callable[[], float] = lambda: RENEW_AFTER_S
+    """Asked when a connection opens: after how long to replace it."""
     proxy: str | None = None
     ssl_context: ssl.SSLContext | None = None
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))
+    """Numbers for the connections of all links."""
 
 
 @dataclass
@@ -313,15 +342,15 @@ class _Subscription:
 class _Listener(WSListener):
     """Takes the frames of one connection: payloads are gathered until the socket read is used up, then decoded."""
 
-    def __init__(self, state: LinkState, decoder: Decoder, around: Surroundings) -> None:
-        self.state = state
+    def __init__(self, session: "_Session") -> None:
+        self.state = session.state
+        self.number = next(session.around.numbers)
         self.subscription = _Subscription()
-        self.had_data = False
-        self.shutdown_notice = False
         self.dropped = ""
-        self._decoder = decoder
-        self._inbox = around.inbox
-        self._time_ns = around.time_ns
+        self._session = session
+        self._decoder = session.decoder
+        self._inbox = session.around.inbox
+        self._time_ns = session.around.time_ns
         self._transport: WSTransport | None = None
         self._payloads: list[bytes] = []
         self._received_ns = 0
@@ -364,6 +393,12 @@ class _Listener(WSListener):
         elif frame.msg_type in _DATA_FRAMES:
             self._join(frame)
 
+    def subscribe_again(self, stream: str) -> None:
+        """Ask once more for a stream that stays silent."""
+        again = subscribe_messages([stream])[0]
+        if self._transport is not None:
+            self._transport.send(WSMsgType.TEXT, again.payload)
+
     def drop(self, reason: str) -> None:
         """End the connection ourselves."""
         self.dropped = reason
@@ -401,9 +436,9 @@ class _Listener(WSListener):
         if messages is None:
             messages = self._one_by_one(payloads)
         if messages:
-            self.had_data = True
+            self._session.first_data.set()
             self.state.messages += len(messages)
-            self._inbox.put(Batch(self.state, self._received_ns, messages), self)
+            self._inbox.put(Batch(self.state, self.number, self._received_ns, messages), self)
 
     def _one_by_one(self, payloads: Sequence[bytes]) -> list[Message]:
         """Decode a read that holds something else than ordinary messages."""
@@ -424,8 +459,7 @@ class _Listener(WSListener):
                 streams = self.subscription.answer(error.id)
                 self._inbox.put(SubscriptionRefused(self.state, streams, error), self)
             case ServerShutdown():
-                self.shutdown_notice = True
-                self.drop("the exchange announced that this server shuts down")
+                self._session.renew("the exchange announced that this server shuts down")
             case _:
                 self._inbox.put(Odd(self.state, self._received_ns, payload, notice), self)
 
@@ -434,56 +468,155 @@ _DATA_FRAMES = (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION)
 
 
 async def keep(state: LinkState, decoder: Decoder, around: Surroundings) -> None:
-    """Keep one connection alive until cancelled; all that happens goes into the inbox."""
+    """Keep one link alive until cancelled; all that happens goes into the inbox."""
     waits = backoff(around.uniform)
-    while True:
-        listener, end = await _live(state, decoder, around)
-        if listener is not None and listener.had_data:
-            waits = backoff(around.uniform)
-        at_once = listener is not None and listener.shutdown_notice and listener.had_data
-        wait_s = 0.0 if at_once else max(next(waits), end.wait_s)
-        state.connected = False
-        around.inbox.put(Disconnected(state, end.reason, end.remedy, wait_s, end.opened, end.urgent))
-        await asyncio.sleep(wait_s)
-
-
-async def _live(state: LinkState, decoder: Decoder, around: Surroundings) -> tuple[_Listener | None, _End]:
-    """Make one connection and see it through to its end."""
-    host = state.link.url.split("/")[2]
+    session = _Session(state, decoder, around)
     try:
-        transport, listener = await ws_connect(
-            lambda: _Listener(state, decoder, around),
-            state.link.url,
-            ssl_context=around.ssl_context,
-            websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
-            enable_auto_pong=False,
-            enable_auto_ping=True,
-            auto_ping_idle_timeout=PING_AFTER_IDLE_S,
-            auto_ping_reply_timeout=PONG_WITHIN_S,
-            max_frame_size=MAX_FRAME_BYTES,
-            read_buffer_init_size=READ_BUFFER_BYTES,
-            max_redirects=0,
-            proxy=around.proxy,
-            extra_headers={"User-Agent": around.user_agent},
-        )
-    except (OSError, WSError) as error:
-        return None, _refused_by(error, host)
-    if not isinstance(listener, _Listener):
-        return None, _End(f"{host} closed the connection during the handshake", opened=False)
-    state.connections += 1
-    state.drop = listener.drop
-    try:
-        end = await _carry(state, transport, listener, around)
+        while True:
+            reason = await session.until_due()
+            if reason:
+                session = await _renewed(session, reason)
+                continue
+            end = session.end
+            if session.had_data:
+                waits = backoff(around.uniform)
+            state.connected = False
+            wait_s = max(next(waits), end.wait_s)
+            around.inbox.put(Disconnected(state, end.reason, end.remedy, wait_s, end.opened, end.urgent))
+            await asyncio.sleep(wait_s)
+            session = _Session(state, decoder, around)
     finally:
-        state.drop = None
-        listener.resume_reading()
-        listener.drop(listener.dropped)
-    return listener, _End(listener.dropped) if listener.dropped else end
+        await session.close()
 
 
-async def _carry(state: LinkState, transport: WSTransport, listener: _Listener, around: Surroundings) -> _End:
+async def _renewed(old: "_Session", reason: str) -> "_Session":
+    """Open a connection beside `old`, let both deliver for a moment, close the old one; return the one to go on with.
+
+    No row is lost between them, and what both bring is written once (`gaps`). A quiet market may bring nothing on the
+    new connection: then its acknowledged subscription has to do.
+    """
+    inbox, state = old.around.inbox, old.state
+    inbox.put(Renewing(state, reason))
+    new = _Session(state, old.decoder, old.around)
+    try:
+        await new.until(new.subscribed, SUBSCRIBED_WITHIN_S)
+        if not new.subscribed.is_set():
+            await new.close()
+            old.renew_again_after(RENEW_AGAIN_S)
+            return old
+        await new.until(new.first_data, FIRST_DATA_WITHIN_S)
+        await asyncio.sleep(OVERLAP_S)
+        await old.close()
+    except asyncio.CancelledError:
+        await new.close()
+        raise
+    state.connected = not new.task.done()
+    inbox.put(Renewed(state))
+    return new
+
+
+class _Session:
+    """One connection from its making to its end, and when it is due to be replaced."""
+
+    def __init__(self, state: LinkState, decoder: Decoder, around: Surroundings) -> None:
+        self.state = state
+        self.decoder = decoder
+        self.around = around
+        self.listener: _Listener | None = None
+        self.first_data = asyncio.Event()
+        self.subscribed = asyncio.Event()
+        self.due = asyncio.Event()
+        self.due_reason = ""
+        self.end = _End("not connected", opened=False)
+        self._timer: asyncio.TimerHandle | None = None
+        self.task = asyncio.create_task(self._live())
+
+    @property
+    def had_data(self) -> bool:
+        """Whether it brought at least one message."""
+        return self.first_data.is_set()
+
+    async def until_due(self) -> str:
+        """Wait for the end, or until it should be replaced; then return why."""
+        await self.until(self.due, None)
+        if self.task.done():
+            self.task.result()
+            return ""
+        return self.due_reason
+
+    async def until(self, event: asyncio.Event, timeout_s: float | None) -> None:
+        """Wait for an event, for the end of the connection, or for `timeout_s`."""
+        waiting = asyncio.ensure_future(event.wait())
+        try:
+            await asyncio.wait({self.task, waiting}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+
+    def renew(self, reason: str) -> None:
+        """Ask for a replacement."""
+        self.due_reason = reason
+        self.due.set()
+
+    def renew_again_after(self, seconds: float) -> None:
+        """Try the replacement that failed once more, later."""
+        self.due.clear()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self.renew, self.due_reason)
+
+    async def close(self) -> None:
+        """End the connection, if it has not ended by itself, and wait for that."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
+    async def _live(self) -> None:
+        """Make the connection and see it through to its end."""
+        state, around = self.state, self.around
+        host = state.link.url.split("/")[2]
+        try:
+            transport, listener = await ws_connect(
+                lambda: _Listener(self),
+                state.link.url,
+                ssl_context=around.ssl_context,
+                websocket_handshake_timeout=HANDSHAKE_TIMEOUT_S,
+                enable_auto_pong=False,
+                enable_auto_ping=True,
+                auto_ping_idle_timeout=PING_AFTER_IDLE_S,
+                auto_ping_reply_timeout=PONG_WITHIN_S,
+                max_frame_size=MAX_FRAME_BYTES,
+                read_buffer_init_size=READ_BUFFER_BYTES,
+                max_redirects=0,
+                proxy=around.proxy,
+                extra_headers={"User-Agent": around.user_agent},
+            )
+        except (OSError, WSError) as error:
+            self.end = _refused_by(error, host)
+            return
+        if not isinstance(listener, _Listener):
+            self.end = _End(f"{host} closed the connection during the handshake", opened=False)
+            return
+        self.listener = listener
+        state.connections += 1
+        state.current = listener
+        renew_in_s = around.renew_in_s()
+        self._timer = asyncio.get_running_loop().call_later(
+            renew_in_s, self.renew, f"it is {renew_in_s / 3600:.1f} hours old, and the exchange cuts at 24"
+        )
+        try:
+            self.end = await _carry(self, transport, listener)
+        finally:
+            self._timer.cancel()
+            if state.current is listener:
+                state.current = None
+            listener.resume_reading()
+            listener.drop(listener.dropped)
+        if listener.dropped:
+            self.end = _End(listener.dropped)
+
+
+async def _carry(session: _Session, transport: WSTransport, listener: _Listener) -> _End:
     """Subscribe on an open connection and wait for its end."""
-    subscribing = asyncio.create_task(_subscribe(state, transport, listener, around))
+    subscribing = asyncio.create_task(_subscribe(session, transport, listener))
     ended = asyncio.ensure_future(transport.wait_disconnected())
     try:
         await asyncio.wait({subscribing, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -499,9 +632,9 @@ async def _carry(state: LinkState, transport: WSTransport, listener: _Listener, 
     return _closed(transport)
 
 
-async def _subscribe(state: LinkState, transport: WSTransport, listener: _Listener, around: Surroundings) -> bool:
+async def _subscribe(session: _Session, transport: WSTransport, listener: _Listener) -> bool:
     """Send the SUBSCRIBE messages at the allowed pace and tell whether all were answered."""
-    subscription = listener.subscription
+    state, subscription = session.state, listener.subscription
     asked = subscribe_messages(state.link.streams)
     subscription.pending = {subscribe.id: subscribe.streams for subscribe in asked}
     for subscribe in asked:
@@ -510,12 +643,13 @@ async def _subscribe(state: LinkState, transport: WSTransport, listener: _Listen
         transport.send(WSMsgType.TEXT, subscribe.payload)
     state.connected = True
     state.connected_at_s = asyncio.get_running_loop().time()
-    around.inbox.put(Connected(state))
+    session.around.inbox.put(Connected(state))
     try:
         async with asyncio.timeout(ACKNOWLEDGED_WITHIN_S):
             await subscription.answered.wait()
     except TimeoutError:
         return False
+    session.subscribed.set()
     return True
 
 

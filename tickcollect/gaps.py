@@ -126,6 +126,12 @@ class Sequence(Generic[Row]):
     _suspect: tuple[int, Row, int] | None = None
 
     @property
+    def newest_known_id(self) -> int | None:
+        """The highest ID that was written or waits behind a hole; None before the first row."""
+        newest = max(self._held, default=-1)
+        return None if self.next_id is None else max(self.next_id - 1, newest)
+
+    @property
     def held(self) -> int:
         """How many rows wait for a hole before them."""
         return len(self._held) + (self._suspect is not None)

@@ -10,6 +10,9 @@ Rules:
 3. Appends happen in one thread of their own, at most every `WRITE_INTERVAL_S`, while the next rows gather. What the
    disk does not take stays here, the queue fills, and the reading stops (`Inbox`): nothing is thrown away.
 4. Whatever is not an ordinary row ends in a count, and in quarantine or as a happening.
+5. A small hole is fetched from the exchange's history before it is declared, while its feed's later rows are held; the
+   rows of history go through the same checks as live ones (`fill`). What cannot be had so is declared, ends the
+   segment, and is left to `backfill`.
 """
 
 import asyncio
@@ -18,22 +21,41 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
 from tickcollect import gaps
 from tickcollect.events import MARKET, RECEIVED_NS, FuturesTrade, Message, MessageType, RowCheck, day_of, field_text
 from tickcollect.exchanges.binance import Refused, UnknownEvent
-from tickcollect.feed import Batch, Connected, Disconnected, Inbox, Item, LinkState, Odd, SubscriptionRefused
-from tickcollect.segments import DiskFullError, FeedPath, FileLostError, Segment, Segments
+from tickcollect.feed import (
+    Batch,
+    Connected,
+    Disconnected,
+    Inbox,
+    Item,
+    LinkState,
+    Odd,
+    Renewed,
+    Renewing,
+    SubscriptionRefused,
+)
+from tickcollect.segments import DiskError, FeedPath, FileLostError, Segment, Segments
 
 WRITE_INTERVAL_S = 0.02
 """Between two writes while little comes: what a killed process may have received and not yet handed over."""
-RETRY_FULL_DISK_S = 1.0
+RETRY_DISK_S = 1.0
 HOLE_CHECK_S = 0.1
 UNKNOWN_REMEMBERED = 100
 """Kinds of unknown messages that are told, each once; more are only put into quarantine."""
+FETCHED_IN_PLACE = 5000
+"""IDs that a hole may lack to be fetched while later rows wait: five answers of the exchange."""
+FETCHED_WITHIN_S = 20.0
+ASK_AGAIN_S = 30.0
+INTERVALS_AVERAGED = 20
+UNKNOWN_REMEMBERED = 100
+CARRIERS_REMEMBERED = 4
+"""Connections a feed: two, and twice that while they are renewed."""
 
 
 class End:
@@ -69,17 +91,32 @@ class Feed:
     """What waits for the disk thread."""
     not_trade_ids: set[int] = field(default_factory=set)
     """IDs of held rows that are not trades."""
+    open: gaps.Ranges = field(default_factory=gaps.Ranges)
+    """IDs known to be missing that history may still give."""
+    carried: dict[int, int] = field(default_factory=dict)
+    """The last ID that each connection brought."""
+    never_published: gaps.Ranges = field(default_factory=gaps.Ranges)
+    """IDs in holes held open that history has shown not to exist."""
+    asked: tuple[int, float] = (-1, 0.0)
+    """The last hole that history was asked for: its first ID, and when."""
     rows: int = 0
     """Rows handed over to the files."""
+    filled: int = 0
+    """Rows that came from history."""
+    absent: int = 0
+    """IDs that the exchange never published."""
+    lost: int = 0
+    """IDs that nobody can give any more."""
     copies: int = 0
     late: int = 0
     refused: int = 0
     not_trades: int = 0
     gaps: int = 0
-    missing: int = 0
     restarts: int = 0
     last: Message | None = None
     last_received_ns: int = 0
+    interval_s: float = 0.0
+    """Mean time between its messages (of one socket read) of late."""
     last_seen_s: float = float("-inf")
     """When the last row came, by the event loop's clock."""
 
@@ -119,10 +156,15 @@ class Writer:
     ended: Callable[[Sequence[Segment], Feed], None]
     """Takes segments that wait for sealing."""
     write_journal: Callable[[], None]
-    """Called in the disk thread after each write."""
+    """Called in the disk thread, before a segment ends at a gap and after each write."""
+    fetch: Callable[[Feed, Sequence[tuple[int, int]]], None] | None = None
+    """Asks history for small holes; the answer comes by `fill`, `note_absent` and in any case `settle`."""
+    fetch_later: Callable[[Feed, int, int], None] | None = None
+    """Leaves a declared gap to the background."""
     stopping: bool = False
     rows_written: int = 0
-    full_disk: str = ""
+    bytes_written: int = 0
+    disk_trouble: str = ""
     """Why nothing can be written at the moment; empty while all is well."""
     _touched: dict[Feed, None] = field(default_factory=dict)
     _waiting: dict[Feed, None] = field(default_factory=dict)
@@ -158,7 +200,7 @@ class Writer:
         self.inbox.done()
 
     async def flush(self) -> None:
-        """Append what is pending; wait for as long as the disk is full."""
+        """Append what is pending, waiting for as long as the disk refuses."""
         for feed in self._touched:
             self._jobs.append((feed, feed.pending))
             feed.pending = []
@@ -167,18 +209,18 @@ class Writer:
         while True:
             try:
                 await loop.run_in_executor(self.disk, self._write)
-            except DiskFullError as error:
-                if not self.full_disk:
-                    self.full_disk = str(error)
-                    self.tell("disk_full", str(error.path), detail=str(error))
+            except DiskError as error:
+                if not self.disk_trouble:
+                    self.tell("disk_trouble", str(error.path), detail=str(error))
+                self.disk_trouble = str(error)
                 if self.stopping:
                     raise
-                await asyncio.sleep(RETRY_FULL_DISK_S)
+                await asyncio.sleep(RETRY_DISK_S)
             else:
                 break
-        if self.full_disk:
-            self.full_disk = ""
-            self.tell("disk_again", "disk", detail="there is space again; collecting goes on")
+        if self.disk_trouble:
+            self.disk_trouble = ""
+            self.tell("disk_again", "disk", detail="it takes rows again; collecting goes on")
 
     def _feeds(self) -> Iterable[Feed]:
         return [feed for routes in self.routes.values() for by_symbol in routes.values() for feed in by_symbol.values()]
@@ -189,33 +231,45 @@ class Writer:
         match item:
             case Batch():
                 self._take_batch(item, now_s)
-            case Odd(link, _, payload, Refused(reason)):
-                self.quarantine(link.exchange, payload, reason)
-            case Odd(link, _, payload, UnknownEvent(name)):
+            case Odd():
+                self._take_odd(item)
+            case _:
+                self._tell_of(item)
+
+    def _take_odd(self, odd: Odd) -> None:
+        exchange = odd.link.exchange
+        match odd.notice:
+            case Refused(reason):
+                self.quarantine(exchange, odd.payload, reason)
+            case UnknownEvent(name):
                 if name not in self._unknown and len(self._unknown) < UNKNOWN_REMEMBERED:
                     self._unknown.add(name)
-                    self.tell("unknown_message", link.exchange, name=name)
-                self.quarantine(link.exchange, payload, f"a kind of message that was not asked for: {name}")
-            case Odd(link, _, payload, notice):
-                self.quarantine(link.exchange, payload, f"unexpected: {notice}")
+                    self.tell("unknown_message", exchange, name=name)
+                self.quarantine(exchange, odd.payload, f"a kind of message that was not asked for: {name}")
+            case notice:
+                self.quarantine(exchange, odd.payload, f"unexpected: {notice}")
+
+    def _tell_of(self, item: Connected | Disconnected | Renewing | Renewed | SubscriptionRefused) -> None:
+        exchange, url = item.link.exchange, item.link.link.url
+        match item:
             case Connected(link):
-                self.tell("connected", link.exchange, url=link.link.url, streams=len(link.link.streams))
-            case Disconnected(link):
+                self.tell("connected", exchange, url=url, streams=len(link.link.streams))
+            case Disconnected():
                 self.tell(
                     "disconnected" if item.opened else "cannot_connect",
-                    link.exchange,
-                    url=link.link.url,
+                    exchange,
+                    url=url,
                     reason=item.reason,
                     remedy=item.remedy,
                     retry_in_s=round(item.retry_in_s, 1),
                 )
-            case SubscriptionRefused(link, streams, error):
+            case Renewing(_, reason):
+                self.tell("renewing", exchange, url=url, reason=reason)
+            case Renewed():
+                self.tell("renewed", exchange, url=url)
+            case SubscriptionRefused(_, streams, error):
                 self.tell(
-                    "subscription_refused",
-                    link.exchange,
-                    streams=list(streams),
-                    code=error.code,
-                    message=error.message,
+                    "subscription_refused", exchange, streams=list(streams), code=error.code, message=error.message
                 )
 
     def _take_batch(self, batch: Batch, now_s: float) -> None:
@@ -236,6 +290,8 @@ class Writer:
             self._take_rows(feed, rows, batch, now_s)
 
     def _take_rows(self, feed: Feed, rows: list[Message], batch: Batch, now_s: float) -> None:
+        if feed.last is not None:
+            feed.interval_s += (now_s - feed.last_seen_s - feed.interval_s) / INTERVALS_AVERAGED
         feed.last, feed.last_received_ns, feed.last_seen_s = rows[-1], batch.received_ns, now_s
         lines = feed.kind.lines(rows)
         if feed.extra_columns:
@@ -249,7 +305,10 @@ class Writer:
         ids = feed.kind.ids(rows)
         if feed.has_placeholders:
             feed.not_trade_ids.update(row.t for row in rows if isinstance(row, FuturesTrade) and row.X != MARKET)
-        steps = feed.sequence.take(ids, [row.T for row in rows], lines, now_s)
+        if feed.carried.get(batch.connection) != ids[0] - 1:
+            self._note_carrier(feed, batch, ids[0])
+        feed.carried[batch.connection] = ids[-1]
+        steps = feed.sequence.take(ids, [row.T for row in rows], lines, now_s, batch.connection)
         if len(steps) == 1 and isinstance(steps[0], gaps.Run) and steps[0].rows is lines and not feed.not_trade_ids:
             self._add(feed, steps[0].ids, steps[0].times, lines, block)
         else:
@@ -271,15 +330,92 @@ class Writer:
                 self.quarantine(feed.path.exchange, line.encode(), "a field holds what cannot stand in its column")
         return good
 
+    def _note_carrier(self, feed: Feed, batch: Batch, first_id: int) -> None:
+        """Put on record how a connection joins those before it, or what it missed that another brought."""
+        before = feed.carried.get(batch.connection)
+        written = feed.sequence.next_id
+        if before is None:
+            while len(feed.carried) >= CARRIERS_REMEMBERED:
+                del feed.carried[next(iter(feed.carried))]
+            if written is not None:
+                overlap = written - first_id
+                self.tell(
+                    "joined",
+                    feed.name,
+                    connection=batch.connection,
+                    last_id=written - 1,
+                    first_id=first_id,
+                    overlap=overlap,
+                )
+        elif written is not None and before < first_id - 1 <= written - 1:
+            self.tell(
+                "missed_by_one",
+                feed.name,
+                connection=batch.connection,
+                url=batch.link.link.url,
+                first_id=before + 1,
+                last_id=first_id - 1,
+            )
+
     def _stray(self, link: LinkState, row: Message) -> None:
         payload = msgspec.json.encode(row)
         self.quarantine(link.exchange, payload, f"a message for {row.s}, which was not asked for on this connection")
 
     def _decide_holes(self, now_s: float) -> None:
         for feed in list(self._waiting):
-            self._take_steps(feed, feed.sequence.expire(now_s))
+            due_s = feed.sequence.due_s
+            if due_s is not None and now_s >= due_s and not self._asked_history(feed, now_s):
+                self._take_steps(feed, feed.sequence.expire(now_s))
             if not feed.sequence.held:
                 del self._waiting[feed]
+
+    def _asked_history(self, feed: Feed, now_s: float) -> bool:
+        """Ask history for the feed's holes if they are small and were not asked for just now (rule 5)."""
+        holes = feed.sequence.holes()
+        if self.fetch is None or not holes or sum(last - first + 1 for first, last in holes) > FETCHED_IN_PLACE:
+            return False
+        first_id, asked_s = feed.asked
+        if holes[0][0] == first_id and now_s - asked_s < ASK_AGAIN_S:
+            return False
+        feed.asked = (holes[0][0], now_s)
+        feed.sequence.postpone(now_s + FETCHED_WITHIN_S)
+        self.fetch(feed, holes)
+        return True
+
+    # --- What history answers --------------------------------------------------------------------------------------
+
+    def fill(self, feed: Feed, rows: list[Message], now_s: float) -> None:
+        """Accept rows of history for a hole that is held open."""
+        rows, lines = self.checked(feed, rows)
+        feed.filled += len(rows)
+        self._take_steps(feed, feed.sequence.fill(feed.kind.ids(rows), [row.T for row in rows], lines, now_s))
+        self.inbox.wake()
+
+    def note_absent(self, feed: Feed, first: int, last: int, now_s: float) -> None:
+        """Accept that history shows these IDs not to exist; where placeholders are usual, that is what they were."""
+        feed.never_published.add(first, last)
+        if feed.has_placeholders:
+            ids = range(first, last + 1)
+            feed.absent += len(ids)
+            feed.not_trade_ids.update(ids)
+            times = [feed.sequence.newest_time] * len(ids)
+            self._take_steps(feed, feed.sequence.fill(ids, times, [""] * len(ids), now_s))
+        self.inbox.wake()
+
+    def settle(self, feed: Feed) -> None:
+        """End the wait for history: what is still missing is declared now."""
+        self._take_steps(feed, feed.sequence.declare())
+        feed.never_published.spans.clear()
+        self.inbox.wake()
+
+    def checked(self, feed: Feed, rows: list[Message]) -> tuple[list[Message], list[str]]:
+        """Return rows of history with their lines; those whose text is wrong go to quarantine."""
+        lines = feed.kind.lines(rows)
+        if feed.extra_columns:
+            lines = with_extra_columns(lines, rows, feed.extra_columns, "")
+        return self._admitted(feed, rows, lines)
+
+    # --- Steps of the sequence -------------------------------------------------------------------------------------
 
     def _take_steps(self, feed: Feed, steps: Sequence[gaps.Step[str]]) -> None:
         for step in steps:
@@ -287,15 +423,13 @@ class Writer:
                 case gaps.Run(ids, times, rows):
                     self._add(feed, ids, times, rows, None)
                 case gaps.Gap(first, last):
-                    feed.gaps += 1
-                    feed.missing += last - first + 1
-                    self._end(feed)
-                    self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
+                    self._declare(feed, first, last)
                 case gaps.Copies(ids):
                     feed.copies += len(ids)
                 case gaps.Restarted(last, first):
                     feed.restarts += 1
                     self._end(feed)
+                    self._lose_open(feed, "the exchange has begun its numbering anew since")
                     self.tell("numbering_restarted", feed.name, last_id=last, first_id=first)
                 case gaps.Late(ids, rows):
                     feed.late += len(ids)
@@ -304,6 +438,24 @@ class Writer:
                 case gaps.Refused(_, row, reason):
                     feed.refused += 1
                     self._set_aside(feed, [row], reason)
+
+    def _declare(self, feed: Feed, first: int, last: int) -> None:
+        self._end(feed)
+        if (first, last) in feed.never_published.spans:
+            feed.absent += last - first + 1
+            self.tell("absent", feed.name, first_id=first, last_id=last, count=last - first + 1)
+            return
+        feed.gaps += 1
+        feed.open.add(first, last)
+        self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
+        if self.fetch_later is not None:
+            self.fetch_later(feed, first, last)
+
+    def _lose_open(self, feed: Feed, reason: str) -> None:
+        for first, last in feed.open.spans:
+            feed.lost += last - first + 1
+            self.tell("lost", feed.name, first_id=first, last_id=last, count=last - first + 1, reason=reason)
+        feed.open.spans.clear()
 
     def _set_aside(self, feed: Feed, lines: Sequence[str], reason: str) -> None:
         for line in lines:
@@ -377,9 +529,12 @@ class Writer:
 
     def _append(self, feed: Feed, piece: Piece | End) -> None:
         if isinstance(piece, End):
+            self.write_journal()
             self.ended(feed.segments.end(), feed)
             return
-        finished = feed.segments.append(b"".join(piece.blocks), piece.ids, piece.day)
+        block = b"".join(piece.blocks)
+        finished = feed.segments.append(block, piece.ids, piece.day)
+        self.bytes_written += len(block)
         feed.rows += len(piece.ids)
         self.rows_written += len(piece.ids)
         if finished:
@@ -387,9 +542,9 @@ class Writer:
 
 
 def with_extra_columns(
-    lines: Sequence[str], rows: Sequence[Message], names: Sequence[str], received_ns: int
+    lines: Sequence[str], rows: Sequence[Message], names: Sequence[str], received_ns: int | Literal[""]
 ) -> list[str]:
-    """Append the columns that `EXTRA_COLUMNS` asks for."""
+    """Append the columns that `EXTRA_COLUMNS` asks for; rows of history were not received at any time."""
     return [
         ",".join(
             [

@@ -57,6 +57,8 @@ class Market:
 
     name: str
     ws_url: str
+    second_ws_url: str
+    """Another host, or at least another address of it, for a second connection that carries the same streams."""
     rest_url: str
     rest_prefix: str
     default_stream: str
@@ -80,6 +82,7 @@ MARKETS: dict[str, Market] = {
         Market(
             name="binance",
             ws_url="wss://stream.binance.com:9443",
+            second_ws_url="wss://data-stream.binance.vision",
             rest_url="https://api.binance.com",
             rest_prefix="/api/v3",
             default_stream="trade",
@@ -100,6 +103,7 @@ MARKETS: dict[str, Market] = {
         Market(
             name="binance-futures",
             ws_url="wss://fstream.binance.com",
+            second_ws_url="wss://fstream.binance.com:443",
             rest_url="https://fapi.binance.com",
             rest_prefix="/fapi/v1",
             default_stream="aggTrade",
@@ -120,6 +124,7 @@ MARKETS: dict[str, Market] = {
         Market(
             name="binance-delivery",
             ws_url="wss://dstream.binance.com",
+            second_ws_url="wss://dstream.binance.com:443",
             rest_url="https://dapi.binance.com",
             rest_prefix="/dapi/v1",
             default_stream="aggTrade",
@@ -397,6 +402,15 @@ def exchange_info(market: Market, body: bytes) -> ExchangeInfo:
 def _objects(value: object) -> list[dict[str, Any]]:
     """Return the objects of a JSON list; whatever is neither is left out."""
     return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
+def server_time_ms(body: bytes) -> int:
+    """Read the answer of `/time`. Raises `ValueError` for anything else."""
+    return msgspec.json.decode(body, type=_ServerTime).serverTime
+
+
+class _ServerTime(msgspec.Struct):
+    serverTime: int  # noqa: N815 - the exchange's own name
 
 
 OUTSIDE_HISTORY = -4166
