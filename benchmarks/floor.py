@@ -3,7 +3,7 @@
 One call a frame, one typed decode, one f-string, one buffered write. No check of anything, no gap detection, no
 durability, no status, no second feed. What `tickcollect run` costs above this is the price of what it promises.
 
-    python floor.py URL FILE COUNT      ends after COUNT rows; 0: when it is told to
+    python floor.py URL FILE COUNT      flushes the file after COUNT rows, and ends at SIGTERM
 """
 
 import asyncio
@@ -41,10 +41,10 @@ _decode = msgspec.json.Decoder(Combined).decode
 class Listener(WSListener):
     """Writes each trade as a row."""
 
-    def __init__(self, file: IO[str], count: int, done: asyncio.Event) -> None:
+    def __init__(self, file: IO[str], count: int) -> None:
         self.write = file.write
+        self.flush = file.flush
         self.left = count
-        self.done = done
         self.answered = False
 
     def on_ws_connected(self, transport: WSTransport) -> None:
@@ -60,19 +60,19 @@ class Listener(WSListener):
         self.write(f"trade,{d.E},{d.s},{d.t},{d.p},{d.q},,,{d.T},{d.m}\n")
         self.left -= 1
         if not self.left:
-            self.done.set()
+            self.flush()
 
 
 async def collect(url: str, path: Path, count: int) -> None:
-    """Write `count` rows, or what comes until SIGTERM."""
-    done = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
+    """Write what comes until SIGTERM."""
+    told = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
     context = ssl.create_default_context() if url.startswith("wss:") else None
     with path.open("w", buffering=1 << 20) as file:
         transport, _ = await ws_connect(
-            lambda: Listener(file, count, done), url, ssl_context=context, read_buffer_init_size=256 * 1024
+            lambda: Listener(file, count), url, ssl_context=context, read_buffer_init_size=256 * 1024
         )
-        await done.wait()
+        await told.wait()
         transport.disconnect()
 
 
