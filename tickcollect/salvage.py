@@ -17,8 +17,8 @@ What proves a row:
 Rows that follow each other form a stretch, and become a segment. Where IDs rise by one, a stretch goes on over cut
 bytes if the IDs do. Otherwise every cut ends it, because a row may have stood there.
 
-The file carries no checksums, so what cannot be seen is a damaged character that leaves the row's form, day and ID
-right: a digit or decimal point of a price, quantity, order ID or time, or text in an extra column; and, where IDs have
+The file carries no checksums, so what cannot be seen is damage that leaves the row's form, day and ID right: other,
+fewer or more digits in a price, quantity, order ID or time, or other text in an extra column; and, where IDs have
 holes, two rows joined into one over missing bytes.
 
 Speed: a block of lines is checked at once (one pattern, one split, one comparison of lists), about 7 s a GB; line by

@@ -131,9 +131,10 @@ _REMEDIES = {
 class DiskError(SegmentError):
     """The operating system refused an operation on `path`; `errno` tells why. Nothing was changed."""
 
-    def __init__(self, action: str, path: Path, error: OSError) -> None:
+    def __init__(self, action: str, path: Path, error: OSError, meaning: str = "") -> None:
         code = error.errno or errno.EIO
-        super().__init__(f"cannot {action} {path}: {os.strerror(code)}. {_REMEDIES.get(code, '')}".rstrip())
+        sentences = (f"cannot {action} {path}: {os.strerror(code)}.", meaning, _REMEDIES.get(code, ""))
+        super().__init__(" ".join(filter(None, sentences)))
         self.path = path
         self.errno = code
 
@@ -159,14 +160,15 @@ class FileLostError(SegmentError):
 
 
 class SyncFailedError(DiskError):
-    """fdatasync failed: the rows `first_id` to `last_id` are not on the disk, and were cut from the file.
+    """fdatasync failed: the rows `first_id` to `last_id` may not be on the disk, and were cut from the file.
 
     `remaining` is the segment up to its last safe row, ended and ready to be sealed; None if no row of it was safe.
     """
 
     def __init__(self, path: Path, error: OSError, lost: tuple[int, int], remaining: Segment | None) -> None:
-        super().__init__("sync", path, error)
         self.first_id, self.last_id = lost
+        meaning = f"Rows {lost[0]} to {lost[1]} may not be on the disk; they were cut and must be had again."
+        super().__init__("sync", path, error, meaning)
         self.remaining = remaining
 
 
