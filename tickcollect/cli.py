@@ -59,8 +59,7 @@ def run(config_path: Path | None, symbols: tuple[str, ...], **options: Any) -> N
     config = _config(config_path, symbols, options)
     with _failures_told():
         summary = asyncio.run(_collect(config))
-    for line in summary_lines(summary, config.data_dir):
-        click.echo(line)
+    say(*summary_lines(summary, config.data_dir))
 
 
 @main.command()
@@ -206,10 +205,18 @@ def log_to(file: Path | None, level: str, console: "Console | None" = None) -> N
     """Send the log above the live view of `console`, or to the error side of whatever there is; and to a file."""
     from loguru import logger  # noqa: PLC0415
 
+    from tickcollect.config import ConfigError, Problem  # noqa: PLC0415
+
     logger.remove()
     plain: dict[str, Any] = {"level": level, "format": LOG_LINE, "diagnose": False}  # no values in tracebacks
     if file is not None:
-        logger.add(file, rotation="20 MB", retention=5, **plain)
+        try:
+            logger.add(file, rotation="20 MB", retention=5, **plain)
+        except OSError as error:
+            wrong = f"cannot be written: {file}: {error.strerror}"
+            raise ConfigError(
+                [Problem("log", None, "LOG_FILE", wrong, "Name a file that this user may write")]
+            ) from error
     if console is not None:
         # Written by a thread of the log's own: a terminal that stops taking output must not stop collecting.
         logger.add(
@@ -235,8 +242,8 @@ def terminal() -> "Console | None":
     """Return the terminal on which a live view can be drawn, None where there is none."""
     from rich.console import Console  # noqa: PLC0415
 
-    console = Console()
-    return console if console.is_terminal and not console.is_dumb_terminal else None
+    console = Console()  # believes FORCE_COLOR too, which makes no terminal of a file
+    return console if sys.stdout.isatty() and not console.is_dumb_terminal else None
 
 
 SAME_WISH_S = 0.5
@@ -250,17 +257,28 @@ def stop_on_signals(stop: asyncio.Event) -> None:
 
     def on_signal() -> None:
         if not first_s:
-            click.echo("stopping: closing sockets, writing what was received (again to stop at once)", err=True)
             first_s.append(loop.time())
             stop.set()
+            say("stopping: closing sockets, writing what was received (again to stop at once)", err=True)
         elif loop.time() - first_s[0] > SAME_WISH_S:
-            click.echo("stopped at once; the next start recovers the files", err=True)
+            say("stopped at once; the next start recovers the files", err=True)
             os._exit(EXIT_AT_ONCE)
 
     loop.add_signal_handler(signal.SIGINT, on_signal)
     loop.add_signal_handler(signal.SIGTERM, on_signal)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants it ignored
         loop.add_signal_handler(signal.SIGHUP, on_signal)
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines for whoever still listens: a terminal that was closed changes nothing, not even the exit code."""
+    try:
+        for line in lines:
+            click.echo(line, err=err)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, (sys.stderr if err else sys.stdout).fileno())  # or Python's last flush would fail
+        os.close(nowhere)
 
 
 def live_view(console: "Console") -> "Show":

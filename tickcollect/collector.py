@@ -969,9 +969,17 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
             try:
                 async with (show or _unseen)(collector.snapshot):
                     await collector.run(stop)
+            except ExceptionGroup as failed:
+                raise _first_of(failed) from failed
             finally:
                 summary = await collector.close()
         return summary
+
+
+def _first_of(failed: ExceptionGroup[Exception]) -> Exception:
+    """Return what failed first in a task group; the tasks beside it were then cancelled."""
+    first = failed.exceptions[0]
+    return _first_of(first) if isinstance(first, ExceptionGroup) else first
 
 
 async def _unless_stopped(work: Coroutine[None, None, Result], stop: asyncio.Event) -> Result | None:
