@@ -23,7 +23,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tickcollect.files import Digest, Reader, SegmentName, read_back
+from tickcollect.files import UNREADABLE, Digest, Reader, SegmentName, read_back
 from tickcollect.segments import (
     Compression,
     DiskError,
@@ -430,6 +430,22 @@ def test_meddling_is_noticed_at_the_next_append(feed: Segments, meddle: Meddle) 
     assert feed.sync() == 102
 
 
+def test_a_deleted_file_is_not_called_safe(tmp_path: Path) -> None:
+    """A sync that does not find the file any more claims nothing; the next append reports the loss."""
+    segments = new(tmp_path)
+    add(segments, [100])
+    assert segments.sync() == 100
+    add(segments, [101])
+    assert segments.open_segment is not None
+    segments.close()
+    add(segments, [102])
+    segments._pool.close(segments.open_segment.path)
+    segments.open_segment.path.unlink()
+    assert segments.sync() == 101
+    with pytest.raises(FileLostError):
+        add(segments, [103])
+
+
 def test_meddling_is_noticed_at_the_end_of_the_segment(feed: Segments) -> None:
     """A file that is gone is not given out to be sealed."""
     add(feed, [100])
@@ -628,6 +644,24 @@ def test_common_tools_read_the_packed_files(tmp_path: Path) -> None:
     assert gzip.decompress(sealed[Compression.GZIP].read_bytes()) == rows([100, 101])
     data = zstandard.ZstdDecompressor().decompressobj().decompress(sealed[Compression.ZSTD].read_bytes())
     assert data == rows([100, 101])
+
+
+@pytest.mark.parametrize("compression", [Compression.ZIP, Compression.GZIP, Compression.ZSTD])
+def test_no_damaged_byte_of_a_packed_file_is_read_as_other_rows(tmp_path: Path, compression: Compression) -> None:
+    """Whichever byte of a sealed file is damaged: it unpacks to the same rows, or to none, or is called unreadable."""
+    segments = new(tmp_path, compression=compression)
+    add(segments, range(100, 105))
+    path = segments.seal(segments.end()[0]).path
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for damage in (0x01, 0x08, 0x80, 0xFF):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ damage]) + whole[at + 1 :])
+            try:
+                with open_csv(path) as csv:
+                    found = csv.read()
+            except UNREADABLE:
+                continue
+            assert found in {rows(range(100, 105)), b""}, (at, damage)
 
 
 def test_a_csv_that_was_changed_is_not_sealed(feed: Segments) -> None:

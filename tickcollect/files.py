@@ -13,10 +13,12 @@ Rules:
 4. A created, renamed or deleted entry survives a power loss only after its directory was synced.
 """
 
+import errno
 import gzip
 import hashlib
 import os
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -174,12 +176,18 @@ def _write_zip(file: IO[bytes], member: str, day: int) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def _read_zip(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        if len(names) != 1:
-            raise zipfile.BadZipFile(f"{len(names)} members instead of one")
-        with archive.open(names[0]) as member:
-            yield member
+    try:
+        archive = zipfile.ZipFile(file)
+        (name,) = archive.namelist()
+        member = archive.open(name)
+    except (RuntimeError, ValueError, struct.error) as error:
+        raise zipfile.BadZipFile(str(error)) from error  # a damaged header may ask for anything, passwords included
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which is a damaged offset
+            raise
+        raise zipfile.BadZipFile(str(error)) from error
+    with archive, member:
+        yield member
 
 
 @contextmanager
@@ -333,7 +341,8 @@ def cut_file(path: Path, size: int) -> None:
         return
     descriptor = os.open(path, os.O_WRONLY)
     try:
-        os.ftruncate(descriptor, size)
+        if os.fstat(descriptor).st_size != size:
+            os.ftruncate(descriptor, size)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -358,7 +358,7 @@ class Segments:
         with self._sync_lock, self._lock:
             if self._open is not None:
                 self._pool.close(self._open.written.path)
-                self._open = None
+            self._open, self._ended, self._unsynced = None, [], {}
             try:
                 recovered = Recovery(self._root, self.feed, self._numbering, this_boot_ns or (0, 0)).run(
                     self._extra_columns
@@ -394,7 +394,7 @@ class Segments:
                         current = self._create(day, ids[row])
                         made.append(current.written.path)
                         continue
-                    rows = lines.count(b"\n", at, cut)
+                    rows = len(ids) - row if cut == len(lines) else lines.count(b"\n", at, cut)
                     row += rows
                     current = self._write(current, memoryview(lines)[at:cut], rows, ids[row - 1])
                     at = cut
@@ -431,11 +431,17 @@ class Segments:
                 self._pool.close(self._open.written.path)
 
     def _check_sequence(self, lines: bytes, ids: Sequence[int], day: int) -> None:
-        """Rule 1, at the price of one comparison of two lists."""
-        if not ids or not lines.endswith(b"\n") or lines.count(b"\n") != len(ids):
+        """Rule 1. A `range` follows by itself; that `lines` are its rows was checked where it was made (`writer`)."""
+        counted = isinstance(ids, range)
+        if not ids or not lines.endswith(b"\n") or (not counted and lines.count(b"\n") != len(ids)):
             raise OutOfSequenceError(f"{self.directory}: {len(lines)} bytes are not {len(ids)} whole rows.")
         by_one = self._numbering is Numbering.BY_ONE
-        follow = list(ids) == list(range(ids[0], ids[0] + len(ids))) if by_one else all(map(lt, ids, ids[1:]))
+        if isinstance(ids, range):
+            follow = ids.step == 1
+        elif by_one:
+            follow = list(ids) == list(range(ids[0], ids[0] + len(ids)))
+        else:
+            follow = all(map(lt, ids, ids[1:]))
         if self._open is not None and self._open.written.day == day:
             last = self._open.written.last_id
             follow = follow and (ids[0] == last + 1 if by_one else ids[0] > last)
@@ -542,8 +548,9 @@ class Segments:
         path = job.written.path
         try:
             descriptor = self._pool.duplicate(path)
-        except FileNotFoundError:  # deleted by somebody, which the next append reports
-            self._note_safe(job)
+        except FileNotFoundError:  # deleted by somebody, which the next append or `seal` reports
+            with self._lock:
+                self._unsynced.pop(path, None)
             return
         except OSError as error:
             raise _disk_error("open", path, error) from error
