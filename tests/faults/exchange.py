@@ -1,0 +1,178 @@
+"""The market of the kit, and an exchange that does not even speak HTTP properly.
+
+`Tape` is a market for `tickcollect.dataset.replay`. Rules:
+
+1. A row follows from its symbol and its number (0, 1, 2, ...) alone; its price text occurs once in the whole market.
+   Whoever finds an ID together with its price has found that very row.
+2. `numbering` makes the number an ID. It may jump, begin anew, or pass 2^53.
+3. `issued` holds the rows that have passed, sent or not, in order; history shows them, except those in `unpublished`.
+"""
+
+import asyncio
+import heapq
+import json
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from operator import attrgetter
+from ssl import SSLContext
+
+from tickcollect.dataset.replay.endpoints import Wanted
+from tickcollect.dataset.replay.venue import VENUES, Aggregate, Listing, Message, Trade, message, trade_data
+
+FIRST_ID = 4_000_000
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+
+
+def counting(number: int) -> int:
+    """Number rows as the exchange does: one after the other."""
+    return FIRST_ID + number
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """One row as the exchange issued it."""
+
+    symbol: str
+    number: int
+    trade: Trade
+
+    @property
+    def fields(self) -> tuple[bytes, bytes]:
+        """What proves this row in any text: its ID and its price."""
+        return str(self.trade.id).encode(), self.trade.price.encode()
+
+    @property
+    def event_ms(self) -> int:
+        """When the exchange sent it."""
+        return self.trade.time_ms + 1
+
+
+@dataclass
+class Tape:
+    """A market of `symbols` with `rows_per_s` each, from `start_ms` on, without end."""
+
+    start_ms: int
+    rows_per_s: float = 50.0
+    symbols: Sequence[str] = SYMBOLS[:1]
+    numbering: Callable[[int], int] = counting
+    unpublished: set[int] = field(default_factory=set)
+    """IDs that history does not show."""
+    exchange: str = "binance"
+    issued: dict[str, list[Issued]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.issued = {symbol: [] for symbol in self.symbols}
+
+    def row(self, symbol: str, number: int) -> Issued:
+        """Return a row by its number."""
+        place = self.symbols.index(symbol)
+        price = f"{64_000 + place}.{number:08d}"
+        quantity = f"0.{number % 997 + 1:05d}000"
+        time_ms = self.start_ms + int(number * 1000 / self.rows_per_s)
+        return Issued(symbol, number, Trade(self.numbering(number), price, quantity, time_ms, number % 3 == 0))
+
+    # The market as `serve` wants it
+
+    @property
+    def listings(self) -> Sequence[Listing]:
+        """The symbols."""
+        return [Listing(symbol, symbol[:-4], "USDT", "0.00000001", "0.00001000") for symbol in self.symbols]
+
+    @property
+    def streams(self) -> Collection[str]:
+        """Every stream."""
+        return [f"{symbol.lower()}@trade" for symbol in self.symbols]
+
+    @property
+    def total(self) -> int | None:
+        """Return None: it has no end."""
+        return None
+
+    def messages(self, streams: Collection[str]) -> Iterator[Message]:
+        """Yield the messages by time."""
+        playing = [self._stream(stream) for stream in self.streams if stream in streams]
+        return heapq.merge(*playing, key=attrgetter("at_ns"))
+
+    def _stream(self, stream: str) -> Iterator[Message]:
+        symbol, venue = stream.partition("@")[0].upper(), VENUES[self.exchange]
+        for number in count():
+            row = self.row(symbol, number)
+            at_ns = int((self.start_ms + number * 1000 / self.rows_per_s) * 1_000_000)
+            yield message(at_ns, stream, trade_data(venue, symbol, row.trade, row.event_ms))
+
+    def passed(self, played: Message) -> None:
+        """Note that a message has been played."""
+        symbol = played.stream.partition("@")[0].upper()
+        self.issued[symbol].append(self.row(symbol, len(self.issued[symbol])))
+
+    def trades(self, symbol: str, wanted: Wanted) -> list[Trade]:
+        """Return history: by ID, or the newest."""
+        public = [row.trade for row in self.issued[symbol] if row.trade.id not in self.unpublished]
+        if wanted.from_id is None:
+            return public[-wanted.limit :]
+        first_id = wanted.from_id
+        return sorted((trade for trade in public if trade.id >= first_id), key=attrgetter("id"))[: wanted.limit]
+
+    def aggregates(self, symbol: str, wanted: Wanted) -> list[Aggregate]:
+        """Return nothing: this market has single trades only."""
+        del symbol, wanted
+        return []
+
+    def newest_ms(self, symbol: str) -> int:
+        """Return the time of the newest row."""
+        return self.issued[symbol][-1].trade.time_ms if self.issued[symbol] else 0
+
+    def newest_id(self, symbol: str) -> int:
+        """Return the ID of the newest row, or -1."""
+        return self.issued[symbol][-1].trade.id if self.issued[symbol] else -1
+
+
+def altered(payload: bytes, **fields: object) -> bytes:
+    """Return a message, combined or raw, with other values in its data; None takes a field out."""
+    whole = json.loads(payload)
+    data = whole.get("data", whole)
+    for name, value in fields.items():
+        if value is None:
+            data.pop(name)
+        else:
+            data[name] = value
+    return json.dumps(whole, separators=(",", ":")).encode()
+
+
+@dataclass
+class Reply:
+    """A server that reads a request and answers every one with the same bytes, or, where these are None, never."""
+
+    answer: bytes | None
+    attempts_s: list[float] = field(default_factory=list)
+    """When somebody came, by the event loop's clock."""
+    port: int = 0
+
+    async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection."""
+        self.attempts_s.append(asyncio.get_running_loop().time())
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            if self.answer is None:
+                await reader.read()
+            else:
+                writer.write(self.answer)
+                await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def replying(answer: bytes | None, tls: SSLContext | None = None) -> AsyncIterator[Reply]:
+    """Run a `Reply` on a free port of loopback."""
+    reply = Reply(answer)
+    server = await asyncio.start_server(reply.take, "127.0.0.1", 0, ssl=tls)
+    reply.port = server.sockets[0].getsockname()[1]
+    try:
+        yield reply
+    finally:
+        server.close()

@@ -1,0 +1,357 @@
+"""How a case is played: the exchange, the proxy and the collector together, from the first row to the verdict."""
+
+import asyncio
+import os
+import random
+import re
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.faults import judge
+from tests.faults.exchange import SYMBOLS, Tape, counting
+from tests.faults.judge import Findings, Score
+from tests.faults.proxy import Proxy, proxying
+from tests.faults.target import Addresses, Running, Target, start
+from tickcollect.dataset.replay import Answer, Behaviour, Connection, ReplayServer, Request, serve
+from tickcollect.dataset.replay.server import Step
+
+BEGUN_ROWS = 10
+BEGUN_WITHIN_S = 60.0
+SETTLED_WITHIN_S = 90.0
+PEERS_SETTLE_S = 5.0
+STOPPED_WITHIN_S = 20.0
+LOOK_S = 0.1
+
+MessageTwist = Callable[[Connection, str, int, bytes], Iterable[Step]]
+RestTwist = Callable[[Request, Answer], Answer]
+HandshakeTwist = Callable[[str, Mapping[str, str]], Answer | None]
+
+
+class Unmet(Exception):  # noqa: N818 - a condition that did not come true is no error of a program
+    """Something that had to happen did not happen in time."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One fault: what it is, what must happen, and the coroutine that provokes it and heals it again."""
+
+    name: str
+    group: str
+    """Its place in docs/faults.md: N network and exchange, P process, D disk, C configuration."""
+    what: str
+    must: str
+    provoke: Callable[["Scene"], Awaitable[None]]
+    tells: str = ""
+    """A regular expression that must be met by what the user is told; empty where nothing need be said."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    symbols: int = 1
+    rows_per_s: float = 50.0
+    numbering: Callable[[int], int] = counting
+    life_s: float = 24 * 3600.0
+    peers: bool = False
+    """Whether it means something for any collector."""
+    needs: Sequence[str] = ()
+    """Names in `NEEDS`."""
+    quick: bool = False
+    """Whether it belongs to the selection of an ordinary test run."""
+    memory_mb: float = judge.MORE_MEMORY_MB
+    """What the process may have grown by."""
+
+
+@dataclass
+class Scene:
+    """All that a case can reach."""
+
+    case: Case
+    target: Target
+    directory: Path
+    market: Tape
+    server: ReplayServer
+    proxy: Proxy
+    chance: random.Random
+    settings: dict[str, str] = field(default_factory=dict)
+    wrapper: Sequence[str] = ()
+    """What stands before the command: prlimit, setpriv, strace."""
+    running: Running | None = None
+    message: MessageTwist | None = None
+    rest: RestTwist | None = None
+    handshake: HandshakeTwist | None = None
+    begins: dict[str, int] = field(default_factory=dict)
+    """By symbol, the number of the first row that was sent to anybody."""
+    provoked: int = 0
+    """How many characters had been printed before the fault."""
+    handshakes_s: list[float] = field(default_factory=list)
+    """When a websocket was asked for."""
+    processes: list[Running] = field(default_factory=list)
+    ws_url: str = ""
+
+    def __post_init__(self) -> None:
+        self.ws_url = f"ws://127.0.0.1:{self.proxy.port}"
+        self.server.behaviour = Behaviour(self._handshake, self._message, self._rest)
+
+    @property
+    def data_dir(self) -> Path:
+        """Where the collector writes."""
+        return self.directory / "data"
+
+    @property
+    def output_path(self) -> Path:
+        """Where its output goes."""
+        return self.directory / "output.log"
+
+    @property
+    def feed_dir(self) -> Path:
+        """Where tickcollect keeps the first symbol's files."""
+        return self.data_dir / "binance" / "trade" / self.market.symbols[0]
+
+    # What the exchange does
+
+    def _message(self, connection: Connection, stream: str, number: int, payload: bytes) -> Iterator[Step]:
+        steps = [payload] if self.message is None else list(self.message(connection, stream, number, payload))
+        if payload in steps:
+            self.begins.setdefault(stream.partition("@")[0].upper(), number)
+        return iter(steps)
+
+    def _rest(self, request: Request, answer: Answer) -> Answer:
+        return self.rest(request, answer) if self.rest else answer
+
+    def _handshake(self, target: str, headers: Mapping[str, str]) -> Answer | None:
+        self.handshakes_s.append(asyncio.get_running_loop().time())
+        return self.handshake(target, headers) if self.handshake else None
+
+    def drop_rows(self, count: int) -> None:
+        """Do not send the next `count` rows of the first symbol; history has them."""
+        stream = f"{self.market.symbols[0].lower()}@trade"
+        until = self.server.played[stream] + count
+
+        def twist(_: Connection, name: str, number: int, payload: bytes) -> list[Step]:
+            return [] if name == stream and number < until else [payload]
+
+        self.message = twist
+
+    def history_requests(self) -> int:
+        """Count the requests for rows of history by ID so far."""
+        return sum(dict(request.query).get("fromId") is not None for request in self.server.requests)
+
+    # What the collector does
+
+    def command(self, *more: str, data_dir: Path | None = None) -> list[str]:
+        """Return the collector's command line."""
+        addresses = Addresses(
+            self.ws_url, f"http://127.0.0.1:{self.proxy.port}", self.market.symbols, data_dir or self.data_dir
+        )
+        return [*self.wrapper, *self.target.command_line(addresses), *more]
+
+    async def start(self) -> Running:
+        """Start the collector (again)."""
+        settings = {**self.target.settings, **self.case.settings, **self.settings}
+        self.running = await start(self.command(), settings, self.output_path)
+        self.processes.append(self.running)
+        return self.running
+
+    async def start_another(self, command: Sequence[str], **settings: str) -> tuple[int | None, str]:
+        """Run a command beside the collector to its end, and return its exit code and its output."""
+        path = self.directory / f"other-{len(self.processes)}.log"
+        other = await start(command, {**self.target.settings, **settings}, path)
+        self.processes.append(other)
+        return await other.ended(STOPPED_WITHIN_S), other.output()
+
+    @property
+    def collector(self) -> Running:
+        """The running collector."""
+        assert self.running is not None
+        return self.running
+
+    async def stop(self) -> int | None:
+        """Ask the collector to stop, and return its exit code."""
+        self.collector.send(signal.SIGTERM)
+        code = await self.collector.ended(STOPPED_WITHIN_S)
+        await self.collector.finish_off()
+        return code
+
+    async def kill(self) -> None:
+        """Kill the collector."""
+        self.collector.send(signal.SIGKILL)
+        await self.collector.process.wait()
+
+    def findings(self) -> Findings:
+        """Read its files."""
+        return judge.read(self.data_dir, self.market.issued, self.target)
+
+    def unsettled(self) -> int:
+        """Count the rows that are neither in a file nor stated."""
+        entries = judge.journal(self.data_dir)
+        return len(judge.missing(self.market.issued, self.begins, self.findings(), entries)[0])
+
+    def said(self) -> str:
+        """Return what it has printed since the fault."""
+        with suppress(FileNotFoundError):
+            return self.output_path.read_text(errors="replace")[self.provoked :]
+        return ""
+
+    # Waiting
+
+    async def until(self, condition: Callable[[], bool], what: str, within_s: float = SETTLED_WITHIN_S) -> None:
+        """Wait until a condition holds. Raises `Unmet`."""
+        deadline_s = time.monotonic() + within_s
+        while not condition():
+            if time.monotonic() > deadline_s:
+                raise Unmet(f"not within {within_s:.0f} s: {what}")
+            await asyncio.sleep(LOOK_S)
+
+    async def until_said(self, pattern: str, within_s: float = SETTLED_WITHIN_S) -> None:
+        """Wait until the collector has said something since the fault."""
+        await self.until(lambda: re.search(pattern, self.said()) is not None, f"it says {pattern!r}", within_s)
+
+    async def until_stored(self, count: int, within_s: float = BEGUN_WITHIN_S) -> None:
+        """Wait until the files hold so many rows."""
+        await self.until(lambda: len(self.findings().rows) >= count, f"{count} rows are in files", within_s)
+
+    async def until_current(self, within_s: float = SETTLED_WITHIN_S) -> None:
+        """Wait until a row of each symbol that is issued from now on is in a file."""
+        marks = {symbol: len(rows) for symbol, rows in self.market.issued.items()}
+
+        def current() -> bool:
+            newest: dict[str, int] = {}
+            for symbol, number in self.findings().rows:
+                newest[symbol] = max(number, newest.get(symbol, -1))
+            return all(newest.get(symbol, -1) >= mark for symbol, mark in marks.items())
+
+        await self.until(current, "rows that were issued after the fault are in files", within_s)
+
+
+# --- Playing -------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def staged(case: Case, target: Target, seed: int) -> AsyncIterator[Scene]:
+    """Set up everything for one case, and take it down."""
+    directory = Path(tempfile.mkdtemp(prefix=f"fault-{case.name}-"))
+    directory.chmod(0o755)
+    market = Tape(int(time.time() * 1000), case.rows_per_s, SYMBOLS[: case.symbols], case.numbering)
+    try:
+        async with (
+            serve(market, speed=1.0, life_s=case.life_s) as server,
+            proxying(server.port) as proxy,
+        ):
+            scene = Scene(case, target, directory, market, server, proxy, random.Random(f"{seed}/{case.name}"))
+            scene.data_dir.mkdir()
+            server.start()
+            try:
+                yield scene
+            finally:
+                for process in scene.processes:
+                    await process.finish_off()
+    finally:
+        if not os.environ.get("FAULTS_KEEP"):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+async def play(case: Case, target: Target, seed: int = 0) -> Score:
+    """Play a case and judge it."""
+    score = Score(case.name, target.name)
+    for need in case.needs:
+        if reason := NEEDS[need]():
+            score.skipped = reason
+            return score
+    async with staged(case, target, seed) as scene:
+        try:
+            await _play(scene, score)
+        except Unmet as unmet:
+            score.failures.append(str(unmet))
+            score.exit_code = scene.collector.code if scene.running else None
+        await _judge(scene, score)
+    return score
+
+
+async def _play(scene: Scene, score: Score) -> None:
+    case, target = scene.case, scene.target
+    await scene.start()
+    await scene.until_stored(BEGUN_ROWS)
+    memory_mb, descriptors = scene.collector.resident_mb(), scene.collector.descriptors()
+    began_with = scene.collector
+    scene.provoked = len(scene.output_path.read_text(errors="replace"))
+    await case.provoke(scene)
+    healed_s = time.monotonic()
+    await scene.until_current()
+    score.recovered_s = round(time.monotonic() - healed_s, 1)
+    scene.server.pause()
+    settle_s = SETTLED_WITHIN_S if target.keeps_journal else PEERS_SETTLE_S
+    with suppress(Unmet):
+        await scene.until(lambda: scene.unsettled() == 0, "all rows are in files", settle_s)
+    if target.keeps_journal and scene.collector is began_with and scene.collector.code is None:
+        grown_mb = scene.collector.resident_mb() - memory_mb
+        more = scene.collector.descriptors() - descriptors
+        if grown_mb > case.memory_mb:
+            score.failures.append(f"its memory has grown by {grown_mb:.0f} MB")
+        if more > judge.MORE_DESCRIPTORS:
+            score.failures.append(f"it holds {more} descriptors more than before")
+    score.exit_code = await scene.stop()
+    if target.keeps_journal and score.exit_code != 0:
+        score.failures.append(f"asked to stop, it ended with code {score.exit_code}")
+
+
+async def _judge(scene: Scene, score: Score) -> None:
+    for process in scene.processes:
+        await process.finish_off()
+    issued, begins = scene.market.issued, scene.begins
+    score.sent = sum(len(rows) - begins.get(symbol, len(rows)) for symbol, rows in issued.items())
+    findings = scene.findings()
+    rows_missing = judge.missing(issued, begins, findings, judge.journal(scene.data_dir))
+    judge.judge(score, findings, rows_missing, scene.target)
+    lines = [line for line in scene.said().splitlines() if line.strip()]
+    score.noticed = bool(lines)
+    told = next((line for line in lines if scene.case.tells and re.search(scene.case.tells, line)), "")
+    score.told = told or (lines[0] if lines else "")
+    if scene.target.keeps_journal:
+        if scene.case.tells and not told:
+            score.failures.append(f"nothing was said that matches {scene.case.tells!r}")
+        score.failures += judge.secrets_in(scene.directory)
+        if "Traceback" in scene.output_path.read_text(errors="replace"):
+            score.failures.append("it printed a traceback")
+    if score.failures and os.environ.get("FAULTS_KEEP"):
+        score.failures.append(f"kept in {scene.directory}")
+
+
+# --- What a case may need ------------------------------------------------------------------------------------------
+
+
+def _root() -> str:
+    return "" if os.geteuid() == 0 else "only root may do that"
+
+
+def _program(name: str, remedy: str) -> Callable[[], str]:
+    return lambda: "" if shutil.which(name) else f"{name} is not installed ({remedy})"
+
+
+def _strace() -> str:
+    if shutil.which("strace") is None:
+        return "strace is not installed (apt-get install strace)"
+    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    if os.geteuid() != 0 and scope.exists() and scope.read_text().strip() != "0":
+        return "strace may not attach here (kernel.yama.ptrace_scope)"
+    return ""
+
+
+FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), None)
+MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")
+
+NEEDS: Mapping[str, Callable[[], str]] = {
+    "root": _root,
+    "strace": _strace,
+    "openssl": _program("openssl", "apt-get install openssl"),
+    "setpriv": _program("setpriv", "apt-get install util-linux"),
+    "prlimit": _program("prlimit", "apt-get install util-linux"),
+    "faketime": lambda: "" if FAKETIME else "libfaketime is not installed (apt-get install faketime)",
+    "memory-cgroup": lambda: (
+        "" if os.access(MEMORY_CGROUP / "memory.limit_in_bytes", os.F_OK) and os.access(MEMORY_CGROUP, os.W_OK)
+        else "no memory cgroup (version 1) can be made here"
+    ),
+}
+"""What may be missing on a machine: each returns the reason to skip, or nothing."""

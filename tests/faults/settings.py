@@ -1,0 +1,3 @@
+"""Stage."""
+from tests.faults.scene import Case
+CASES: tuple[Case, ...] = ()
