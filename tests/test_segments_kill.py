@@ -86,7 +86,7 @@ def check(root: Path) -> int:
     """
     ids: dict[int, str] = {}
     opened: list[tuple[int, str, list[bytes]]] = []
-    for path in (root / "binance" / "trade" / "BTCUSDT").iterdir():
+    for path in (root / "binance" / "trade" / "BTCUSDT").glob("*"):
         parts = path.name.split(".")[0].split("-")
         if path.name.endswith(".unconfirmed"):
             continue
@@ -116,29 +116,35 @@ def start(root: Path, limit: int, *prefix: str) -> subprocess.Popen[bytes]:
     )
 
 
-def test_random_kills_lose_nothing_that_was_handed_over(tmp_path: Path) -> None:
+def kill_at_random(root: Path, chance: random.Random, before: int) -> int:
+    """Start a collector whose files end with the ID `before`, kill it, check the files; return their last ID."""
+    child = start(root, 1 << 60)
+    assert child.stdout is not None
+    handed_over = before
+    if chance.random() < 0.2:
+        time.sleep(chance.uniform(0.05, 0.2))  # while it starts and recovers
+    else:
+        recovered = child.stdout.readline().split()
+        assert recovered == [b"recovered", b"%d" % before if before else b"None"]
+        kill_at = time.monotonic() + chance.expovariate(1 / 0.05)
+        while time.monotonic() < kill_at:
+            handed_over = int(child.stdout.readline())
+    child.kill()
+    rest, errors = child.communicate()
+    assert errors == b""
+    printed = [int(line) for line in rest.splitlines(keepends=True) if re.fullmatch(rb"\d+\n", line)]
+    found = check(root)
+    assert found >= max([handed_over, *printed])
+    return found
+
+
+@pytest.mark.parametrize("life", range(max(1, KILLS // 20)), ids=lambda life: f"SEED={SEED} {life}")
+def test_random_kills_lose_nothing_that_was_handed_over(tmp_path: Path, life: int) -> None:
     """Killed at any moment of appending, rolling, sealing and recovering, a collector goes on without hole or copy."""
-    chance = random.Random(SEED)
+    chance = random.Random(f"{SEED} {life}")
     last = 0
-    for kill in range(KILLS):
-        child = start(tmp_path, 1 << 60)
-        assert child.stdout is not None
-        assert child.stderr is not None
-        first_line = child.stdout.readline().split()
-        killed_at = time.monotonic() + chance.expovariate(1 / 0.05)
-        handed_over = 0
-        if first_line and chance.random() < 0.9:
-            while time.monotonic() < killed_at:
-                handed_over = int(child.stdout.readline())
-        child.kill()
-        rest, errors = child.communicate()
-        assert errors == b""
-        printed = [int(line) for line in rest.splitlines(keepends=True) if line.endswith(b"\n")]
-        handed_over = max([handed_over, *printed])
-        assert first_line == [b"recovered", b"%d" % last if last else b"None"], f"SEED={SEED}, kill {kill}"
-        found = check(tmp_path)
-        assert found >= max(handed_over, last), f"SEED={SEED}, kill {kill}"
-        last = found
+    for _ in range(20):
+        last = kill_at_random(tmp_path, chance, last)
     done = start(tmp_path, last + 100)
     _, errors = done.communicate()
     assert (done.returncode, errors) == (0, b"")
