@@ -39,7 +39,7 @@ bench-docs: $(dev) ## put the results of the last `make bench` into docs/benchma
 	@.venv/bin/python benchmarks/report.py
 
 kill: $(dev) ## kill the collector at random moments, KILLS=500 times
-	@KILLS=$(KILLS) $(in_venv) pytest tests/test_segments_kill.py tests/test_kill.py
+	@KILLS=$(KILLS) $(in_venv) pytest --timeout 3600 tests/test_segments_kill.py tests/test_kill.py
 
 clean: ## remove what this Makefile has made
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench dist
