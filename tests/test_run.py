@@ -470,6 +470,7 @@ def test_a_terminal_shows_a_live_view(columns: int, live: Exchange, tmp_path: Pa
     assert b"\x1b[?1049h" not in terminal.seen, "what was on the screen before stays"
     last = terminal.text.splitlines()[-6:]
     assert any(re.search(r"[\d,]+ rows in \d+ s; no ID is missing", line) for line in last), last
+    assert "Z WARNING stopping: " in terminal.text, "told above the picture, not into it"
     assert "Traceback" not in terminal.text
     assert all(len(line) <= columns for line in terminal.text.splitlines() if "rows/s" in line)
 

@@ -232,8 +232,8 @@ async def _collect(config: "Config") -> "Summary":
     from tickcollect.collector import collect  # noqa: PLC0415
 
     stop = asyncio.Event()
-    stop_on_signals(stop)
     console = terminal()
+    stop_on_signals(stop, console)
     log_to(config.log_file, config.log_level, console)
     return await collect(config, stop, live_view(console) if console else None)
 
@@ -250,8 +250,16 @@ SAME_WISH_S = 0.5
 """A signal this soon after the first is the same wish: shells and `timeout` send one to the process and its group."""
 
 
-def stop_on_signals(stop: asyncio.Event) -> None:
-    """Let the first signal stop in order and the second at once; the next start recovers what that leaves."""
+STOPPING = "stopping: closing sockets, writing what was received (again to stop at once)"
+
+
+def stop_on_signals(stop: asyncio.Event, console: "Console | None" = None) -> None:
+    """Let the first signal stop in order and the second at once; the next start recovers what that leaves.
+
+    `console` is the one with the live view, where there is one.
+    """
+    from loguru import logger  # noqa: PLC0415
+
     loop = asyncio.get_running_loop()
     first_s: list[float] = []
 
@@ -259,7 +267,10 @@ def stop_on_signals(stop: asyncio.Event) -> None:
         if not first_s:
             first_s.append(loop.time())
             stop.set()
-            say("stopping: closing sockets, writing what was received (again to stop at once)", err=True)
+            if console is None:
+                say(STOPPING, err=True)
+            else:
+                logger.warning(STOPPING)  # the log stands above the live view; anything else would tear it
         elif loop.time() - first_s[0] > SAME_WISH_S:
             say("stopped at once; the next start recovers the files", err=True)
             os._exit(EXIT_AT_ONCE)
