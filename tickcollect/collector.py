@@ -18,6 +18,7 @@ Slow work never runs in the event loop: appends have a thread, syncs have one, s
 
 import asyncio
 import contextlib
+import gc
 import math
 import os
 import random
@@ -75,7 +76,7 @@ from tickcollect.segments import (
     lock,
     open_file_limit,
 )
-from tickcollect.writer import FETCHED_WITHIN_S, Feed, Routes, Writer
+from tickcollect.writer import FETCHED_IN_PLACE, FETCHED_WITHIN_S, Feed, Routes, Writer
 
 Result = TypeVar("Result")
 
@@ -355,7 +356,7 @@ class Silence:
     check_after_s: float = 0.0
     """How long it may last before the exchange is asked (again)."""
     newest_id: int | None = None
-    """The exchange's newest ID when it was asked before, where nothing is known from rows."""
+    """The exchange's newest ID when it was asked before: only a newer one shows that the market trades."""
     asked_again: bool = False
     """Whether the stream was subscribed a second time."""
 
@@ -514,11 +515,11 @@ class Collector:
     def _plan_link(self, venue: Venue, link: Link, by_name: dict[str, Feed]) -> None:
         state = LinkState(venue.market.name, link)
         self.links[state] = venue
-        self.decoders[state] = Decoder(venue.market, self.config.extra_columns)
-        routes: dict[type, dict[str, Feed]] = {kind: {} for kind in self.decoders[state].kinds.values()}
+        streams = sorted({by_name[name].path.stream for name in link.streams})
+        self.decoders[state] = Decoder(venue.market, self.config.extra_columns, streams)
+        routes: dict[str, dict[str, Feed]] = {stream: {} for stream in streams}
         for name in link.streams:
-            feed = by_name[name]
-            routes[self.decoders[state].kinds[feed.path.stream]][feed.path.symbol] = feed
+            routes[by_name[name].path.stream][by_name[name].path.symbol] = by_name[name]
         self.routes[state] = routes
 
     def _open_feed(self, venue: Venue, stream: str, symbol: str) -> Feed:
@@ -586,6 +587,7 @@ class Collector:
     async def run(self, stop: asyncio.Event) -> None:
         """Collect until `stop` is set, then stop in order."""
         self.state = "running"
+        gc.freeze()  # what exists now stays: the collector of cycles need not look at it again
         background = [self._sync(), self._seal(), self._look_around(), self._watch_clocks()]
         around = Surroundings(
             self.inbox,
@@ -759,7 +761,6 @@ class Collector:
         if silence.since_s != since_s:
             silence.since_s = since_s
             silence.asked_again = False
-            silence.newest_id = None
             usual_s = feed.interval_s * SILENT_INTERVALS
             silence.check_after_s = (
                 min(max(usual_s, SHORTEST_SILENCE_S), LONGEST_QUIET_CHECK_S)
@@ -782,18 +783,27 @@ class Collector:
             silence.check_after_s = seconds + self.config.first_data_s
             self.tell("silence_unclear", feed.name, seconds=seconds, detail=str(error))
             return
-        known = feed.sequence.newest_known_id
-        if known is None:
-            known = silence.newest_id
         if feed.last_seen_s > silence.since_s:
             return
+        self._fetch_unseen(feed, newest)
+        known = max(
+            (id_ for id_ in (feed.sequence.newest_known_id, silence.newest_id) if id_ is not None), default=None
+        )
+        silence.newest_id = newest
         if newest is None or known is None or newest <= known:
             if known is not None:
                 self.tell("quiet", feed.name, seconds=seconds)
-            silence.newest_id = newest
             silence.check_after_s = min(seconds * 2.0, seconds + LONGEST_QUIET_CHECK_S)
             return
         self._end_silence(feed, state, newest, seconds)
+
+    def _fetch_unseen(self, feed: Feed, newest_id: int | None) -> None:
+        """Fetch what the exchange has behind our last ID: a slow market's next row may be long in coming."""
+        known = feed.sequence.newest_known_id
+        if newest_id is not None and known is not None and self.config.backfill:
+            missing = newest_id - known
+            if 0 < missing <= FETCHED_IN_PLACE:
+                self._fetch(feed, [(known + 1, newest_id)])
 
     def _end_silence(self, feed: Feed, state: LinkState, newest_id: int, seconds: int) -> None:
         """Do something about a feed that is silent while its market trades: subscribe again, then connect anew."""

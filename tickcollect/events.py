@@ -52,6 +52,7 @@ class Trade(Struct, gc=False, tag_field="e", tag="trade"):
     b: Id | Literal[""] = ""
     a: Id | Literal[""] = ""
 
+    STREAM: ClassVar = "trade"
     COLUMNS: ClassVar = ("e", "E", "s", "t", "p", "q", "b", "a", "T", "m")
     ID_COLUMN: ClassVar = "t"
 
@@ -76,6 +77,38 @@ class FuturesTrade(Trade, gc=False, tag_field="e", tag="trade"):
     X: str = "MARKET"
 
 
+class PlainTrade(Struct, gc=False, tag_field="e", tag="trade", forbid_unknown_fields=True):
+    """A spot `trade` with exactly the fields that it has in 2026, and so nearly every message of that stream.
+
+    Looking for no others and writing empty order IDs without asking makes it an eighth cheaper than `Trade`, which
+    takes whatever this refuses.
+    """
+
+    E: Time
+    s: str
+    t: Id
+    p: str
+    q: str
+    T: Time
+    m: bool
+    M: bool
+    """Documented as to be ignored."""
+
+    STREAM: ClassVar = "trade"
+    COLUMNS: ClassVar = Trade.COLUMNS
+    ID_COLUMN: ClassVar = "t"
+
+    @staticmethod
+    def ids(rows: Sequence[Any]) -> list[int]:
+        """Return each row's sequence ID."""
+        return [row.t for row in rows]
+
+    @staticmethod
+    def lines(rows: Sequence[Any]) -> list[str]:
+        """Return each row as a CSV line."""
+        return [f"trade,{d.E},{d.s},{d.t},{d.p},{d.q},,,{d.T},{'True' if d.m else 'False'}\n" for d in rows]
+
+
 class AggTrade(Struct, gc=False, tag_field="e", tag="aggTrade"):
     """Fills joined by the exchange, `@aggTrade` of every market.
 
@@ -96,6 +129,7 @@ class AggTrade(Struct, gc=False, tag_field="e", tag="aggTrade"):
     T: Time
     m: bool
 
+    STREAM: ClassVar = "aggTrade"
     COLUMNS: ClassVar = ("e", "E", "s", "a", "p", "q", "f", "l", "T", "m")
     ID_COLUMN: ClassVar = "a"
 
@@ -112,8 +146,8 @@ class AggTrade(Struct, gc=False, tag_field="e", tag="aggTrade"):
         ]
 
 
-Message: TypeAlias = Trade | AggTrade
-MessageType: TypeAlias = type[Trade] | type[AggTrade]
+Message: TypeAlias = Trade | PlainTrade | AggTrade
+MessageType: TypeAlias = type[Trade] | type[PlainTrade] | type[AggTrade]
 
 STREAMS: dict[str, MessageType] = {"trade": Trade, "aggTrade": AggTrade}
 """The class of each stream, by the exchange's name for it."""

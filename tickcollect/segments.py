@@ -336,6 +336,8 @@ class Segments:
         self._open: _Growing | None = None
         self._ended: list[Segment] = []
         self._unsynced: dict[Path, _Growing] = {}
+        self._left_over: set[Path] = set()
+        """Files that a failed append has made and could not delete."""
         self._lock = threading.Lock()
         self._sync_lock = threading.Lock()
 
@@ -486,12 +488,13 @@ class Segments:
 
     def _create(self, day: int, first_id: int) -> _Growing:
         path = self.directory / self.feed.open_name(day, first_id)
-        flags = os.O_CREAT | os.O_EXCL
+        flags = os.O_CREAT | (os.O_TRUNC if path in self._left_over else os.O_EXCL)
         try:
             descriptor = self._pool.descriptor(path, flags)
         except FileNotFoundError:
             make_directory(path.parent)
             descriptor = self._pool.descriptor(path, flags)
+        self._left_over.discard(path)
         return _Growing(Segment(path, day, first_id, first_id - 1, 0, 0), _inode(os.fstat(descriptor)))
 
     def _write(self, current: _Growing, view: memoryview, rows: int, last_id: int) -> _Growing:
@@ -507,8 +510,10 @@ class Segments:
         """Rule 3: take back what a failed append has written."""
         for path in made:
             self._pool.close(path)
-            with suppress(OSError):  # what cannot be deleted now is read by the next recovery
-                path.unlink()
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:  # it is written over when the append is repeated, or read by the next recovery
+                self._left_over.add(path)
         if before is None:
             return
         try:

@@ -16,7 +16,7 @@ Rules:
 """
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -53,7 +53,6 @@ FETCHED_IN_PLACE = 5000
 FETCHED_WITHIN_S = 20.0
 ASK_AGAIN_S = 30.0
 INTERVALS_AVERAGED = 20
-UNKNOWN_REMEMBERED = 100
 CARRIERS_REMEMBERED = 4
 """Connections a feed: two, and twice that while they are renewed."""
 
@@ -85,8 +84,6 @@ class Feed:
     segments: Segments
     extra_columns: tuple[str, ...] = ()
     write_not_trades: bool = False
-    fresh: list[Message] = field(default_factory=list)
-    """Rows of the batch in hand."""
     pending: list[Piece | End] = field(default_factory=list)
     """What waits for the disk thread."""
     not_trade_ids: set[int] = field(default_factory=set)
@@ -131,8 +128,8 @@ class Feed:
         return f"{self.path.exchange}/{self.path.stream}/{self.path.symbol}"
 
 
-Routes = Mapping[MessageType, Mapping[str, Feed]]
-"""The feeds of one link, by the class of their messages and the symbol."""
+Routes = Mapping[str, Mapping[str, Feed]]
+"""The feeds of one link, by stream and symbol."""
 
 
 class Tell(Protocol):
@@ -273,27 +270,24 @@ class Writer:
                 )
 
     def _take_batch(self, batch: Batch, now_s: float) -> None:
-        """Group a batch by feed, keeping each feed's order."""
+        """Decode a batch and group it by feed, keeping each feed's order."""
         routes = self.routes[batch.link]
-        touched: list[Feed] = []
-        for row in batch.messages:
-            try:
-                feed = routes[row.__class__][row.s]
-            except KeyError:
-                self._stray(batch.link, row)
-                continue
-            if not feed.fresh:
-                touched.append(feed)
-            feed.fresh.append(row)
-        for feed in touched:
-            rows, feed.fresh = feed.fresh, []
-            self._take_rows(feed, rows, batch, now_s)
+        for messages in batch.messages():
+            for stream, by_symbol in routes.items():
+                of_stream = messages if len(routes) == 1 else [row for row in messages if stream == row.STREAM]
+                for symbol, rows in _by_symbol(of_stream).items():
+                    feed = by_symbol.get(symbol)
+                    if feed is None:
+                        self._set_strays_aside(batch.link, rows)
+                    else:
+                        self._take_rows(feed, rows, batch, now_s)
 
     def _take_rows(self, feed: Feed, rows: list[Message], batch: Batch, now_s: float) -> None:
         if feed.last is not None:
             feed.interval_s += (now_s - feed.last_seen_s - feed.interval_s) / INTERVALS_AVERAGED
         feed.last, feed.last_received_ns, feed.last_seen_s = rows[-1], batch.received_ns, now_s
-        lines = feed.kind.lines(rows)
+        kind = rows[0].__class__
+        lines = kind.lines(rows)
         if feed.extra_columns:
             lines = with_extra_columns(lines, rows, feed.extra_columns, batch.received_ns)
         block = "".join(lines).encode()
@@ -302,7 +296,7 @@ class Writer:
             block = "".join(lines).encode()
             if not rows:
                 return
-        ids = feed.kind.ids(rows)
+        ids = kind.ids(rows)
         if feed.has_placeholders:
             feed.not_trade_ids.update(row.t for row in rows if isinstance(row, FuturesTrade) and row.X != MARKET)
         if feed.carried.get(batch.connection) != ids[0] - 1:
@@ -357,9 +351,10 @@ class Writer:
                 last_id=first_id - 1,
             )
 
-    def _stray(self, link: LinkState, row: Message) -> None:
-        payload = msgspec.json.encode(row)
-        self.quarantine(link.exchange, payload, f"a message for {row.s}, which was not asked for on this connection")
+    def _set_strays_aside(self, link: LinkState, rows: Sequence[Message]) -> None:
+        for row in rows:
+            reason = f"a message for {row.s[:40]}, which was not asked for on this connection"
+            self.quarantine(link.exchange, msgspec.json.encode(row), reason)
 
     def _decide_holes(self, now_s: float) -> None:
         for feed in list(self._waiting):
@@ -539,6 +534,17 @@ class Writer:
         self.rows_written += len(piece.ids)
         if finished:
             self.ended(finished, feed)
+
+
+def _by_symbol(messages: list[Message]) -> Mapping[str, list[Message]]:
+    """Group messages, keeping their order; many are of one symbol only."""
+    symbols = {row.s for row in messages}
+    if len(symbols) == 1:
+        return {symbols.pop(): messages}
+    groups: defaultdict[str, list[Message]] = defaultdict(list)
+    for row in messages:
+        groups[row.s].append(row)
+    return groups
 
 
 def with_extra_columns(
