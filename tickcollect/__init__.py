@@ -1,3 +1,25 @@
-"""Collects every trade of the markets you name, and proves that none is missing."""
+"""Collects every trade of the markets you name, and proves that none is missing.
+
+The data's path, and where to read on:
+
+    exchange ──ws──▶ feed ──Inbox──▶ writer ──▶ gaps ──▶ segments ──▶ .csv ──seal──▶ .csv.zip
+                      │                │         │           ▲
+         exchanges/ (pure: names,      │         │ hole      │ rows of history
+         addresses, decoding) ◀────────┘         ▼           │
+                                     repair (small, in place), backfill (large, in the background) ◀── rest
+
+    collector   puts all of this together: read it first
+    events      the messages and the rows they become
+    exchanges/  what each exchange says; Binance's three markets are rows of one table
+    feed        one connection kept alive, and the bounded queue behind it
+    writer      from the queue to the files: every row passes here
+    gaps        the rules of numbering: next, copy, gap, restart
+    repair      missing IDs fetched from history and proved;   backfill  those that cannot be waited for
+    rest        GET inside the exchange's request limit
+    segments    the life of a CSV file;   files  names and packing;   recovery, salvage  after a crash
+    journal     what happened, on record;   status  what is going on, for people and monitors
+    config      file, environment and command line to one object;   cli, demo  the commands
+    dataset/    the reading half, which nothing above imports: replay, a market on this machine
+"""
 
 __version__ = "0.1.0"

@@ -40,11 +40,12 @@ def main() -> None:
 
 
 @main.command(
+    short_help="Collect until stopped.",
     epilog="""\b
 Examples:
   tickcollect run --symbol BTCUSDT --symbol ETHUSDT
   tickcollect run --exchange binance-futures --symbol BTCUSDT --data-dir /var/lib/ticks
-  tickcollect run --config config.json"""
+  tickcollect run --config config.json""",
 )
 @click.option("--symbol", "symbols", multiple=True, help="A symbol as the exchange writes it, BTCUSDT; repeatable.")
 @click.option("--exchange", type=click.Choice(EXCHANGES), help="Where the symbols trade.  [default: binance]")
@@ -62,7 +63,7 @@ def run(config_path: Path | None, symbols: tuple[str, ...], **options: Any) -> N
     say(*summary_lines(summary, config.data_dir))
 
 
-@main.command()
+@main.command(short_help="Show what the running collector does.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the files are.  [default: data]")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="[default: config.json, if it is there]")
 @click.option("--json", "as_json", is_flag=True, help="Print what the status files hold, as JSON.")
@@ -93,11 +94,12 @@ def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> No
 
 
 @main.command(
+    short_help="Play files, or a generated market, as the exchange would.",
     epilog="""\b
 Examples:
   tickcollect replay data/binance/trade/BTCUSDT --speed max
   tickcollect replay recording.gz --port 9000
-  tickcollect replay --symbols 100 --activity 70"""
+  tickcollect replay --symbols 100 --activity 70""",
 )
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path, exists=True))
 @click.option("--speed", default="1", help="Times market time, or max: as fast as it is read.  [default: 1]")
@@ -114,9 +116,15 @@ Examples:
 @click.option(
     "--start-delay", default=1.0, show_default=True, help="Seconds from the first subscription to the first message."
 )
+@click.option(
+    "--certificate",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Serve TLS with the key and certificate in this PEM file, for clients that accept nothing else.",
+)
 def replay(paths: tuple[Path, ...], speed: str, start_delay: float, **options: Any) -> None:
     """Play recorded or collected files, or a generated market, in Binance's own protocol."""
     import math  # noqa: PLC0415
+    import ssl  # noqa: PLC0415
 
     from tickcollect.dataset.replay import RecordingError, ReplayOptions, play  # noqa: PLC0415
 
@@ -129,11 +137,13 @@ def replay(paths: tuple[Path, ...], speed: str, start_delay: float, **options: A
         asyncio.run(play(wanted, click.echo))
     except RecordingError as error:
         raise click.ClickException(str(error)) from error
+    except ssl.SSLError as error:
+        raise click.ClickException(f"{wanted.certificate} is not a PEM file with key and certificate") from error
     except OSError as error:
         raise click.ClickException(f"cannot listen at {wanted.host}:{wanted.port}: {error.strerror}") from error
 
 
-@main.command()
+@main.command(short_help="See it work on this machine, without a network.")
 @click.option("--seconds", default=12.0, show_default=True, help="How long to collect.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the files in this directory.")
 def demo(seconds: float, keep: Path | None) -> None:
