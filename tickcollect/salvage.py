@@ -21,7 +21,7 @@ The file carries no checksums, so what cannot be seen is damage that leaves the 
 fewer or more digits in a price, quantity, order ID or time, or other text in an extra column; and, where IDs have
 holes, two rows joined into one over missing bytes.
 
-Speed: a block of lines is checked at once (one pattern, one split, one comparison of lists), about 7 s a GB; line by
+Speed: a block of lines is checked at once (one pattern, one split, one comparison of lists), about 8 s a GB; line by
 line only where that fails.
 """
 
