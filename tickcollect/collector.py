@@ -413,6 +413,7 @@ class Collector:
             self.happenings.write,
             fetch=self._fetch if config.backfill else None,
             fetch_later=self._fetch_later,
+            miss=self._miss,
         )
 
     async def open(self) -> None:
@@ -509,6 +510,14 @@ class Collector:
             self.tell("lost", feed.name, first_id=first, last_id=last, count=last - first + 1, reason=reason)
             return
         self.backfills[feed].add(feed, first, last)
+
+    def _miss(self, feed: Feed, first: int, last: int) -> None:
+        """Fetch again what was in a file and is gone with it; from any thread but the loop's."""
+        self._loop.call_soon_threadsafe(self._note_missing, feed, first, last)
+
+    def _note_missing(self, feed: Feed, first: int, last: int) -> None:
+        feed.open.add(first, last)
+        self._fetch_later(feed, first, last)
 
     # Connections
 
@@ -672,9 +681,13 @@ class Collector:
             try:
                 feed.segments.sync()
             except SyncFailedError as error:
-                self.tell("sync_failed", feed.name, detail=str(error), first_id=error.first_id, last_id=error.last_id)
+                self._tell_unsafe(feed, error)
                 if error.remaining is not None:
                     self._ended([error.remaining], feed)
+
+    def _tell_unsafe(self, feed: Feed, error: SyncFailedError) -> None:
+        self.tell("sync_failed", feed.name, detail=str(error), first_id=error.first_id, last_id=error.last_id)
+        self._miss(feed, error.first_id, error.last_id)
 
     async def _seal(self) -> None:
         while True:
@@ -688,7 +701,7 @@ class Collector:
         try:
             sealed = feed.segments.seal(segment)
         except SyncFailedError as error:
-            self.tell("sync_failed", feed.name, detail=str(error), first_id=error.first_id, last_id=error.last_id)
+            self._tell_unsafe(feed, error)
         except SegmentError as error:
             self.tell("seal_failed", feed.name, detail=str(error))
         else:

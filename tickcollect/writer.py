@@ -158,6 +158,8 @@ class Writer:
     """Asks history for small holes; the answer comes by `fill`, `note_absent` and in any case `settle`."""
     fetch_later: Callable[[Feed, int, int], None] | None = None
     """Leaves a declared gap to the background."""
+    miss: Callable[[Feed, int, int], None] | None = None
+    """Told in the disk thread of rows that were in a file and are gone with it."""
     stopping: bool = False
     rows_written: int = 0
     bytes_written: int = 0
@@ -517,6 +519,8 @@ class Writer:
                     self._append(feed, piece)
                 except FileLostError as error:
                     self.tell("file_lost", feed.name, first_id=error.first_id, last_id=error.last_id, detail=str(error))
+                    if self.miss is not None:
+                        self.miss(feed, error.first_id, error.last_id)
                     continue
                 del pending[0]
             self._jobs.popleft()
