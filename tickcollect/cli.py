@@ -320,6 +320,8 @@ def live_view(console: "Console") -> "Show":
 
 def summary_lines(summary: "Summary", data_dir: Path) -> list[str]:
     """Put what a run did into words."""
+    if summary.seconds == 0:
+        return ["stopped before collecting had begun; nothing was written"]
     missing = f"{summary.missing:,} IDs are missing, see journal.jsonl" if summary.missing else "no ID is missing"
     lines = [f"{summary.rows:,} rows in {summary.seconds:.0f} s; {missing}"]
     if summary.filled:

@@ -22,13 +22,15 @@ from tickcollect.events import STREAMS
 from tickcollect.files import open_csv
 
 SYMBOLS = 3
+ACTIVITY = 5.0
+"""Times an ordinary minute: so that something happens in the quieter symbols too."""
 ROWS_SHOWN = 3
 
 
 async def show(seconds: float, keep: Path | None) -> int:
     """Run the demo and return the exit code: 0 if every ID that was sent is in the files."""
     with _directory(keep) as data_dir:
-        market = GeneratedMarket("binance", start_ms=int(time.time() * 1000), symbols=SYMBOLS)
+        market = GeneratedMarket("binance", start_ms=int(time.time() * 1000), symbols=SYMBOLS, activity=ACTIVITY)
         async with serve(market, speed=1.0) as server:
             server.start()
             symbols = tuple(listing.symbol for listing in market.listings)

@@ -259,13 +259,15 @@ class Rest:
         weight: int,
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 20.0,
+        retry_delays_s: Sequence[float] | None = None,
     ) -> bytes:
         """Return the body of a good answer, which begins and ends like JSON.
 
-        Waits while the budget is used up or closed; `timeout_s` bounds each single request after that. Raises the
-        `RestError` that tells what went wrong last.
+        Waits while the budget is used up or closed; `timeout_s` bounds each single request after that.
+        `retry_delays_s` replaces the usual pauses, for a caller with a patience of its own. Raises the `RestError` that
+        tells what went wrong last.
         """
-        delays_s = iter(self._retry_delays_s)
+        delays_s = iter(self._retry_delays_s if retry_delays_s is None else retry_delays_s)
         while True:
             try:
                 return await self._ask(path, params, weight, headers, timeout_s)
