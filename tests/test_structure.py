@@ -30,12 +30,15 @@ LAYOUT: dict[str, set[str]] = {
     "writer": {"events", "exchanges", "feed", "gaps", "segments"},
     "backfill": {"events", "gaps", "journal", "repair", "rest", "segments", "writer"},
     "config": {"exchanges"},
+    "happenings": {"journal"},
+    "venues": {"", "config", "exchanges", "rest"},
+    "watch": {"exchanges", "feed", "rest", "venues", "writer"},
     "collector": {
-        "", "backfill", "config", "events", "exchanges", "feed", "files", "gaps", "journal", "recovery", "repair",
-        "rest", "salvage", "segments", "status", "writer",
+        "", "backfill", "config", "events", "exchanges", "feed", "files", "gaps", "happenings", "journal", "recovery",
+        "repair", "rest", "salvage", "segments", "status", "venues", "watch", "writer",
     },
     # what a person starts
-    "cli": {"", "collector", "config", "dataset", "demo", "files", "journal", "segments", "status"},
+    "cli": {"", "collector", "config", "dataset", "demo", "files", "journal", "segments", "status", "venues"},
     "demo": {"", "cli", "collector", "config", "dataset", "events", "files"},
     "__main__": {"cli"},
     # the reading half

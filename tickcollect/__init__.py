@@ -9,6 +9,7 @@ The data's path, and where to read on:
                                      repair (small, in place), backfill (large, in the background) ◀── rest
 
     collector   puts all of this together: read it first
+    venues      what is collected where, checked with the exchange;   watch  silence and clocks
     events      the messages and the rows they become
     exchanges/  what each exchange says; Binance's three markets are rows of one table
     feed        one connection kept alive, and the bounded queue behind it
@@ -17,7 +18,7 @@ The data's path, and where to read on:
     repair      missing IDs fetched from history and proved;   backfill  those that cannot be waited for
     rest        GET inside the exchange's request limit
     segments    the life of a CSV file;   files  names and packing;   recovery, salvage  after a crash
-    journal     what happened, on record;   status  what is going on, for people and monitors
+    happenings  what happened, told and kept;   journal  its record;   status  what is going on, for people and monitors
     config      file, environment and command line to one object;   cli, demo  the commands
     dataset/    the reading half, which nothing above imports: replay, a market on this machine
 """

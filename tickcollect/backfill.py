@@ -7,13 +7,16 @@ Rules:
    cannot be had at present goes to the end of the line and is tried again, patiently, while history may have it.
 3. What was filled is journaled after its rows were handed over. A crash in between leaves a segment whose name tells
    what it holds, and the next start subtracts it.
+4. A power failure may take the end of one file and leave the next one, whatever was written first, and a killed process
+   may not have written its journal. So a start also holds the file names against each other: IDs missing between them
+   that nothing on record explains are a gap.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from tickcollect.events import Message, day_of
 from tickcollect.gaps import Ranges
@@ -141,19 +144,68 @@ class Backfill:
         return len(rows)
 
 
-def open_gaps(entries: Iterable[Entry]) -> dict[str, Ranges]:
-    """Return what the journal's `entries` leave open, by feed; what is on disk must still be taken out (rule 3)."""
-    found: dict[str, Ranges] = {}
+# --- What is missing at a start --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Account:
+    """What the journal says of one feed's IDs."""
+
+    open: Ranges = field(default_factory=Ranges)
+    """Missing, and not settled since."""
+    settled: Ranges = field(default_factory=Ranges)
+    """Sealed, never published, or lost."""
+    renumbered: bool = False
+    """The numbering has begun anew once, so that IDs on disk may be of another one."""
+
+
+def accounts(entries: Iterable[Entry]) -> dict[str, Account]:
+    """Return what the journal's `entries` say, by feed."""
+    found: dict[str, Account] = {}
     for entry in entries:
-        feed, first, last = (entry.facts.get(name) for name in ("subject", "first_id", "last_id"))
-        if not isinstance(feed, str) or not isinstance(first, int) or not isinstance(last, int):
+        name, first, last = (entry.facts.get(key) for key in ("subject", "first_id", "last_id"))
+        if not isinstance(name, str) or not isinstance(first, int) or not isinstance(last, int):
             continue
+        account = found.setdefault(name, Account())
         if entry.event in OPENING:
-            found.setdefault(feed, Ranges()).add(first, last)
-        elif entry.event in CLOSING and feed in found:
-            found[feed].remove(first, last)
+            account.open.add(first, last)
+            account.settled.remove(first, last)
+        elif entry.event in CLOSING:
+            account.open.remove(first, last)
+            if entry.event in SETTLING:
+                account.settled.add(first, last)
+        elif entry.event == "numbering_restarted":
+            found[name] = Account(renumbered=True)
     return found
 
 
 OPENING = frozenset({"gap", "file_lost", "sync_failed"})
-CLOSING = frozenset({"filled", "absent", "lost"})
+SETTLING = frozenset({"sealed", "absent", "lost"})
+CLOSING = SETTLING | {"filled"}
+
+
+def still_open(account: Account, on_disk: Ranges, next_id: int | None) -> Ranges:
+    """Return the gaps of earlier runs (rule 3), without what the sequence, going on at `next_id`, will miss itself."""
+    found = Ranges(list(account.open.spans))
+    for first, last in on_disk.spans:
+        found.remove(first, last)
+    if next_id is not None:
+        found.remove(next_id, NO_ID)
+    return found
+
+
+def unexplained(account: Account, on_disk: Ranges) -> list[tuple[int, int]]:
+    """Return IDs missing between files that nothing on record explains, of a feed whose IDs rise by one (rule 4)."""
+    known = Ranges()
+    for spans in (on_disk.spans, account.settled.spans, account.open.spans):
+        for first, last in spans:
+            known.add(first, last)
+    ends = [id_ for span in on_disk.spans for id_ in span]
+    if account.renumbered or not ends:
+        return []
+    between = pairwise(known.spans)
+    return [(left + 1, right - 1) for (_, left), (right, _) in between if min(ends) <= left and right <= max(ends)]
+
+
+NO_ID = 2**63
+"""Above every ID."""

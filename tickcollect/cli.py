@@ -189,10 +189,10 @@ def _config(
 @contextlib.contextmanager
 def _failures_told() -> Iterator[None]:
     """Turn what can fail into one line and an exit code."""
-    from tickcollect.collector import StartError  # noqa: PLC0415
     from tickcollect.config import ConfigError  # noqa: PLC0415
     from tickcollect.segments import InUseError, SegmentError  # noqa: PLC0415
     from tickcollect.status import StatusError  # noqa: PLC0415
+    from tickcollect.venues import StartError  # noqa: PLC0415
 
     codes: dict[type[Exception], int] = {
         ConfigError: EXIT_MISTAKE,

@@ -19,50 +19,39 @@ Slow work never runs in the event loop: appends have a thread, syncs have one, s
 import asyncio
 import contextlib
 import gc
-import math
 import os
 import random
-import re
 import shutil
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import orjson
 from loguru import logger
 
 from tickcollect import __version__, gaps, status
-from tickcollect.backfill import Backfill, open_gaps
-from tickcollect.config import CollectEntry, Config, check_data_dir
+from tickcollect.backfill import Account, Backfill, accounts, still_open, unexplained
+from tickcollect.config import Config, check_data_dir
 from tickcollect.events import MS_PER_DAY, FuturesTrade, MessageType, RowCheck, time_ms, with_fields
 from tickcollect.exchanges.binance import (
-    MARKETS,
     Decoder,
     ExchangeInfo,
     Link,
-    Market,
-    exchange_info,
-    history_rows,
-    history_type,
     links,
-    nearest_symbols,
-    rest_url_for,
-    server_time_ms,
     stream_name,
 )
 from tickcollect.feed import Inbox, LinkState, Surroundings, keep
 from tickcollect.gaps import Ranges
-from tickcollect.journal import Journal, JournalError
+from tickcollect.happenings import Happenings, Quarantine, utc_text
+from tickcollect.journal import Journal
 from tickcollect.journal import read as journal_entries
 from tickcollect.recovery import this_boot
 from tickcollect.repair import Absent, Found, History, Lost, history_of
-from tickcollect.rest import BadRequestError, BlockedError, Budget, Rest, RestError
+from tickcollect.rest import RestError
 from tickcollect.segments import (
     Compression,
     FeedPath,
@@ -76,261 +65,24 @@ from tickcollect.segments import (
     lock,
     open_file_limit,
 )
-from tickcollect.writer import FETCHED_IN_PLACE, FETCHED_WITHIN_S, Feed, Routes, Writer
+from tickcollect.venues import USER_AGENT, Venue, ask_symbols, check_symbols, venues
+from tickcollect.watch import ClockWatch, SilenceWatch
+from tickcollect.writer import FETCHED_WITHIN_S, Feed, Routes, Writer
 
 Result = TypeVar("Result")
 
 PROGRAM = f"tickcollect {__version__}"
-USER_AGENT = f"tickcollect/{__version__}"
 STATUS_INTERVAL_S = 1.0
 LOOK_INTERVAL_S = 1.0
 IDLE_END_S = 60.0
 """After a day is over, a feed that has been silent this long has its segment ended, so that it can be sealed."""
-SHORTEST_SILENCE_S = 10.0
-SILENT_INTERVALS = 20
-"""A feed is looked into when it is silent for this many of its usual intervals."""
-SUBSCRIBED_AGAIN_S = 5.0
-LONGEST_QUIET_CHECK_S = 3600.0
-CLOCK_STEP_S = 1.0
-CLOCK_INTERVAL_S = 600.0
-CLOCK_WRONG_MS = 2000
 RENEWALS_SPREAD = 0.05
 STOP_WITHIN_S = 10.0
 DESCRIPTORS_BESIDE_FILES = 100
 """Sockets, locks of the process and what libraries open."""
-HAPPENINGS_KEPT = 10_000
-"""Happenings that wait for a journal which the disk refuses; older ones are then only in the log."""
-QUARANTINE_LIMIT_BYTES = 100_000_000
-"""A file of refused messages grows no further than this; after that they are counted only."""
-QUARANTINE_KINDS = 1000
-"""Reasons that are told and counted each on its own."""
-_NUMBERS = re.compile(r"[0-9]+")
 
 
-class StartError(Exception):
-    """Collecting cannot begin, and waiting would not help; the message says what to do."""
-
-
-class UnknownSymbolError(StartError):
-    """Symbols that the exchange does not list."""
-
-
-# --- What happened -------------------------------------------------------------------------------------------------
-
-HAPPENINGS: dict[str, tuple[str, str]] = {
-    "started": ("INFO", "{subject}: collecting {feeds} feeds into {data_dir}"),
-    "recovered": ("WARNING", "{subject}: {detail}"),
-    "foreign_file": ("WARNING", "{subject}: {file} is not one of its files and was left alone"),
-    "continued": ("INFO", "{subject}: goes on after ID {last_id}"),
-    "not_trading": ("WARNING", "{subject}: the exchange says {state}, so nothing may come"),
-    "connected": ("INFO", "{subject}: connected to {url}, {streams} streams"),
-    "disconnected": ("WARNING", "{subject}: {reason}. Next attempt in {retry_in_s} s. {remedy}"),
-    "cannot_connect": ("WARNING", "{subject}: {reason}. Next attempt in {retry_in_s} s. {remedy}"),
-    "renewing": ("INFO", "{subject}: a new connection to {url} is opened beside the old one, because {reason}"),
-    "renewed": ("INFO", "{subject}: the new connection to {url} delivers, the old one is closed"),
-    "joined": (
-        "DEBUG",
-        "{subject}: connection {connection} begins at {first_id}, the one before had come to {last_id}",
-    ),
-    "missed_by_one": ("INFO", "{subject}: {url} missed {first_id} to {last_id}; another connection brought them"),
-    "subscription_refused": ("ERROR", "{subject}: the exchange refuses {streams}: {message} (code {code})"),
-    "silent": ("ERROR", "{subject}: no data for {seconds} s although the exchange has IDs up to {exchange_id}"),
-    "quiet": ("INFO", "{subject}: no data for {seconds} s, and the exchange has none either"),
-    "silence_unclear": ("WARNING", "{subject}: no data for {seconds} s, and the exchange cannot be asked: {detail}"),
-    "unknown_message": ("WARNING", "{subject}: sends messages of a kind that was not asked for: {name}"),
-    "refused_message": ("WARNING", "{subject}: a message was put into quarantine: {reason}"),
-    "quarantine_failed": ("ERROR", "{subject}: refused messages cannot be kept and are only counted: {detail}"),
-    "gap": ("WARNING", "{subject}: {count} IDs are missing, {first_id} to {last_id}"),
-    "filled": ("INFO", "{subject}: {first_id} to {last_id} filled with {rows} rows of {source} in {seconds} s"),
-    "fill_waits": (
-        "WARNING",
-        "{subject}: {first_id} to {last_id} cannot be filled yet: {detail} Again in {again_in_s:.0f} s",
-    ),
-    "absent": ("INFO", "{subject}: {count} IDs were never published by the exchange, {first_id} to {last_id}"),
-    "lost": ("ERROR", "{subject}: {count} IDs are lost, {first_id} to {last_id}: {reason}"),
-    "numbering_restarted": ("WARNING", "{subject}: numbering began anew at {first_id} after {last_id}"),
-    "late_rows": ("WARNING", "{subject}: {count} rows came after their gap was declared, {first_id} to {last_id}"),
-    "disk_trouble": ("ERROR", "{subject}: {detail} Collecting waits, and tries again every second."),
-    "disk_again": ("INFO", "{subject}: {detail}"),
-    "disk_low": ("WARNING", "{subject}: only {free_mb} MB are free"),
-    "file_lost": ("ERROR", "{subject}: {detail}"),
-    "sync_failed": ("ERROR", "{subject}: {detail} The rows {first_id} to {last_id} are not safe and count as missing."),
-    "sealed": ("INFO", "{subject}: sealed {file}, {rows} rows, {bytes} bytes"),
-    "seal_failed": ("ERROR", "{subject}: {detail}"),
-    "clock_stepped": ("WARNING", "{subject}: its clock was set by {seconds} s; times of arrival step with it"),
-    "clock_offset": ("DEBUG", "{subject}: its clock is {offset_ms} ms ahead of this machine's"),
-    "clock_wrong": ("WARNING", "{subject}: this machine's clock is wrong by {offset_ms} ms; run an NTP client"),
-    "stopped": ("INFO", "{subject}: stopped after {rows} rows"),
-}
-"""Every happening: how loud it is, and how it reads. The journal keeps the facts."""
-
-
-@dataclass
-class Happenings:
-    """What happened: logged at once, kept for the journal until a thread of the disk writes it."""
-
-    journal: Journal
-    _waiting: deque[tuple[str, dict[str, object]]] = field(default_factory=lambda: deque(maxlen=HAPPENINGS_KEPT))
-    refused: str = ""
-    """Why the journal cannot be written at present; empty while it can."""
-    _writing: threading.Lock = field(default_factory=threading.Lock)
-
-    def tell(self, event: str, subject: str, /, **facts: object) -> None:
-        """Say that something happened; from any thread."""
-        level, text = HAPPENINGS[event]
-        logger.log(level, "{}", text.format(subject=subject, **facts).strip())
-        self._waiting.append((event, {"subject": subject, **facts}))
-
-    def write(self) -> None:
-        """Append what waits to the journal; what the disk refuses stays waiting. From any thread, not from the loop."""
-        with self._writing:
-            try:
-                while self._waiting:
-                    event, facts = self._waiting[0]
-                    self.journal.append(event, **facts)
-                    self._waiting.popleft()
-            except JournalError as error:
-                self._note_refusal(error)
-            else:
-                self.refused = ""
-
-    def sync(self) -> None:
-        """Append what waits, and make the journal safe from power loss."""
-        self.write()
-        try:
-            self.journal.sync()
-        except JournalError as error:
-            self._note_refusal(error)
-
-    def _note_refusal(self, error: JournalError) -> None:
-        if not self.refused:
-            logger.error("{}", error)
-        self.refused = str(error)
-
-
-@dataclass
-class Quarantine:
-    """Keeps refused messages, one JSON line each, in a file an exchange."""
-
-    directory: Path
-    tell: Callable[..., None]
-    time_ns: Callable[[], int]
-    counts: dict[str, int] = field(default_factory=dict)
-    """By exchange and kind of reason, at most a few more than `QUARANTINE_KINDS`."""
-    failing: bool = False
-    """The disk refused the last message; it was counted only."""
-
-    def keep(self, exchange: str, payload: bytes, reason: str) -> None:
-        """Keep one message with its reason; the first of each kind is told, all are counted."""
-        kind = f"{exchange}: {_NUMBERS.sub('#', reason.split(' - ', maxsplit=1)[0])[:60]}"
-        if kind not in self.counts:
-            if len(self.counts) < QUARANTINE_KINDS:
-                self.tell("refused_message", exchange, reason=reason)
-            else:
-                kind = f"{exchange}: another reason"
-        self.counts[kind] = self.counts.get(kind, 0) + 1
-        line = {
-            "at": _utc_text(self.time_ns()),
-            "reason": reason,
-            "message": payload[:100_000].decode("utf-8", "backslashreplace"),
-        }
-        try:
-            self._append(exchange, orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-        except OSError as error:
-            if not self.failing:
-                self.tell("quarantine_failed", exchange, detail=f"{self.directory}: {error.strerror}")
-            self.failing = True
-        else:
-            self.failing = False
-
-    def _append(self, exchange: str, line: bytes) -> None:
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / f"{exchange}.jsonl").open("ab") as file:
-            if file.tell() < QUARANTINE_LIMIT_BYTES:
-                file.write(line)
-
-    @property
-    def total(self) -> int:
-        """How many messages were refused in this run."""
-        return sum(self.counts.values())
-
-
-def _utc_text(time_ns: int) -> str:
-    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-# --- 1. Prepare ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Venue:
-    """One address of one exchange, and what is collected there."""
-
-    market: Market
-    ws_url: str | None
-    rest: Rest
-    entries: tuple[CollectEntry, ...]
-    budget: Budget
-
-    @property
-    def feeds(self) -> list[tuple[str, str]]:
-        """Pairs of stream and symbol."""
-        return [(entry.stream, symbol) for entry in self.entries for symbol in entry.symbols]
-
-
-def venues(config: Config) -> list[Venue]:
-    """Group what shall be collected by exchange and address; USD-M and COIN-M share one budget (2026-06-24)."""
-    grouped: dict[tuple[str, str | None, str], list[CollectEntry]] = {}
-    for entry in config.collect:
-        market = MARKETS[entry.exchange]
-        rest_url = entry.rest_url or rest_url_for(market, entry.ws_url)
-        grouped.setdefault((entry.exchange, entry.ws_url, rest_url), []).append(entry)
-    budgets: dict[str, Budget] = {}
-    found = []
-    proxy = config.proxy.get_secret_value() if config.proxy else None
-    for (exchange, ws_url, rest_url), entries in grouped.items():
-        market = MARKETS[exchange]
-        pool = "spot" if exchange == "binance" else "futures"
-        budget = budgets.setdefault(pool, Budget(market.weight_per_minute, config.rest_share))
-        rest = Rest(rest_url, budget=budget, proxy=proxy, user_agent=USER_AGENT)
-        found.append(Venue(market, ws_url, rest, tuple(entries), budget))
-    return found
-
-
-async def ask_symbols(venue: Venue) -> ExchangeInfo:
-    """Return the exchange's list of symbols, trying again with patience where that can help.
-
-    Raises `StartError` where it cannot.
-    """
-    market = venue.market
-    delay_s = 2.0
-    while True:
-        try:
-            body = await venue.rest.get(f"{market.rest_prefix}/exchangeInfo", weight=market.exchange_info_weight)
-            return exchange_info(market, body)
-        except (BlockedError, BadRequestError) as error:
-            raise StartError(f"{market.name}: {error}") from error
-        except (RestError, ValueError) as error:
-            wait_s = max(delay_s, getattr(error, "retry_after_s", None) or 0.0)
-            logger.error("{}: {} Next attempt in {:.0f} s.", market.name, error, wait_s)
-        await asyncio.sleep(wait_s)
-        delay_s = min(delay_s * 2, 60.0)
-
-
-def check_symbols(venue: Venue, info: ExchangeInfo) -> None:
-    """Refuse symbols that the exchange does not list, all of them at once, each with its nearest names."""
-    known = list(info.statuses)
-    lines = []
-    for stream, symbol in venue.feeds:
-        if symbol not in info.statuses:
-            near = nearest_symbols(symbol, known)
-            hint = f"; did you mean {' or '.join(near)}?" if near else "; the exchange lists no similar name"
-            lines.append(f"{venue.market.name} {stream}: {symbol} is not a symbol of this exchange{hint}")
-    if lines:
-        raise UnknownSymbolError("\n".join(lines))
-
-
-# --- 2. Run --------------------------------------------------------------------------------------------------------
+# --- The parts -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -346,19 +98,6 @@ class Summary:
     files: Sequence[Path]
     """Files that this run wrote to or sealed, as they lie there now."""
     seconds: float
-
-
-@dataclass
-class Silence:
-    """A feed's silence: since when, and what was done about it."""
-
-    since_s: float = -math.inf
-    check_after_s: float = 0.0
-    """How long it may last before the exchange is asked (again)."""
-    newest_id: int | None = None
-    """The exchange's newest ID when it was asked before: only a newer one shows that the market trades."""
-    asked_again: bool = False
-    """Whether the stream was subscribed a second time."""
 
 
 class Collector:
@@ -382,11 +121,9 @@ class Collector:
         self.sealing_now: asyncio.Future[None] | None = None
         self.disk_free = 0
         self.disk_low = False
-        self.silences: dict[Feed, Silence] = {}
         self.histories: dict[Feed, History] = {}
         self.backfills: dict[Feed, Backfill] = {}
         self._fetching: set[asyncio.Task[None]] = set()
-        self.clock_offsets_ms: dict[str, int] = {}
         self._unsealed: dict[Feed, Ranges] = {}
         self.process = status.process_identity(os.getpid())
         self._rates: dict[str, status.Rate] = {}
@@ -415,6 +152,9 @@ class Collector:
             fetch_later=self._fetch_later,
             miss=self._miss,
         )
+
+        self.silence = SilenceWatch(self.tell, config.first_data_s, self.writer.fetch)
+        self.clocks = ClockWatch([venue for venue, _ in venue_infos], self.tell)
 
     async def open(self) -> None:
         """Lock and recover every feed's files, in the disk thread. Raises `SegmentError`."""
@@ -453,19 +193,32 @@ class Collector:
                 self._plan_link(venue, link, by_name)
 
     def _take_up_gaps(self) -> None:
-        """Find the gaps that earlier runs left open."""
-        by_name = {feed.name: feed for feed in self.feeds}
-        journal = self.config.data_dir / "journal.jsonl"
-        if not journal.exists():
-            return
-        for name, ranges in open_gaps(journal_entries(journal)).items():
-            feed = by_name.get(name)
-            if feed is None:
-                continue
-            for first, last in (*_sealed_ids(feed).spans, *self._unsealed[feed].spans):
-                ranges.remove(first, last)
-            for first, last in ranges.spans:
-                feed.open.add(first, last)
+        """Find what is missing: gaps that earlier runs left open, and holes between files that nobody knows of."""
+        found = accounts(journal_entries(self.config.data_dir / "journal.jsonl"))
+        for feed in self.feeds:
+            account = found.get(feed.name, Account())
+            on_disk = _sealed_ids(feed)
+            for first, last in self._unsealed[feed].spans:
+                on_disk.add(first, last)
+            for first, last in feed.open.spans:
+                account.open.add(first, last)
+            if feed.sequence.next_id is None:
+                self._go_on_from_journal(feed, account)
+            if not feed.has_placeholders:
+                for first, last in unexplained(account, on_disk):
+                    account.open.add(first, last)
+                    feed.gaps += 1
+                    self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
+            feed.open = still_open(account, on_disk, feed.sequence.next_id)
+
+    def _go_on_from_journal(self, feed: Feed, account: Account) -> None:
+        """Go on where a feed without any file had come to: they were lost, or moved away once they were sealed."""
+        last_id = max(
+            (last for spans in (account.open.spans, account.settled.spans) for _, last in spans), default=None
+        )
+        if last_id is not None:
+            feed.sequence.next_id = last_id + 1
+            self.tell("continued", feed.name, last_id=last_id)
 
     # Gaps
 
@@ -535,7 +288,7 @@ class Collector:
         config = self.config
         path = FeedPath(venue.market.name, stream, symbol)
         kind = venue.market.message_types[stream]
-        self._locks.append(lock(config.data_dir, path, _utc_text(self.started_ns)))
+        self._locks.append(lock(config.data_dir, path, utc_text(self.started_ns)))
         segments = self._new_segments(path, kind)
         feed = Feed(
             path,
@@ -597,7 +350,7 @@ class Collector:
         """Collect until `stop` is set, then stop in order."""
         self.state = "running"
         gc.freeze()  # what exists now stays: the collector of cycles need not look at it again
-        background = [self._sync(), self._seal(), self._look_around(), self._watch_clocks()]
+        background = [self._sync(), self._seal(), self._look_around(), self.clocks.run()]
         around = Surroundings(
             self.inbox,
             time.time_ns,
@@ -740,8 +493,8 @@ class Collector:
             self._look_at_disk()
             for state, venue in self.links.items():
                 for feed in self._feeds_of(state):
-                    if self._is_silent(feed, state, now_s):
-                        await self._look_into_silence(feed, state, venue, now_s)
+                    if self.silence.is_silent(feed, state, now_s):
+                        await self.silence.look_into(feed, state, venue, now_s)
 
     def _feeds_of(self, state: LinkState) -> list[Feed]:
         return [feed for by_symbol in self.routes[state].values() for feed in by_symbol.values()]
@@ -764,104 +517,6 @@ class Collector:
         if low and not self.disk_low:
             self.tell("disk_low", str(self.config.data_dir), free_mb=self.disk_free // 1_000_000)
         self.disk_low = low
-
-    def _is_silent(self, feed: Feed, state: LinkState, now_s: float) -> bool:
-        """Tell whether a feed has been silent for so long, by its own rate, that the exchange should be asked."""
-        if not state.connected:
-            return False
-        silence = self.silences.setdefault(feed, Silence())
-        since_s = max(feed.last_seen_s, state.connected_at_s)
-        if silence.since_s != since_s:
-            silence.since_s = since_s
-            silence.asked_again = False
-            usual_s = feed.interval_s * SILENT_INTERVALS
-            silence.check_after_s = (
-                min(max(usual_s, SHORTEST_SILENCE_S), LONGEST_QUIET_CHECK_S)
-                if feed.last_seen_s > state.connected_at_s
-                else self.config.first_data_s
-            )
-        return now_s - since_s > silence.check_after_s
-
-    async def _look_into_silence(self, feed: Feed, state: LinkState, venue: Venue, now_s: float) -> None:
-        """Ask once whether the market has traded past our last ID, before anybody is alarmed."""
-        silence = self.silences[feed]
-        seconds = round(now_s - silence.since_s)
-        source = venue.market.latest[feed.path.stream]
-        params: dict[str, str | int] = {"symbol": feed.path.symbol, "limit": 1}
-        try:
-            body = await venue.rest.get(venue.market.rest_prefix + source.path, params, weight=source.weight)
-            kind = history_type(venue.market, feed.path.stream, feed.path.symbol)
-            newest = max(kind.ids(history_rows(kind, body)), default=None)
-        except (RestError, ValueError) as error:
-            silence.check_after_s = seconds + self.config.first_data_s
-            self.tell("silence_unclear", feed.name, seconds=seconds, detail=str(error))
-            return
-        if feed.last_seen_s > silence.since_s:
-            return
-        self._fetch_unseen(feed, newest)
-        known = max(
-            (id_ for id_ in (feed.sequence.newest_known_id, silence.newest_id) if id_ is not None), default=None
-        )
-        silence.newest_id = newest
-        if newest is None or known is None or newest <= known:
-            if known is not None:
-                self.tell("quiet", feed.name, seconds=seconds)
-            silence.check_after_s = min(seconds * 2.0, seconds + LONGEST_QUIET_CHECK_S)
-            return
-        self._end_silence(feed, state, newest, seconds)
-
-    def _fetch_unseen(self, feed: Feed, newest_id: int | None) -> None:
-        """Fetch what the exchange has behind our last ID: a slow market's next row may be long in coming."""
-        known = feed.sequence.newest_known_id
-        if newest_id is not None and known is not None and self.config.backfill:
-            missing = newest_id - known
-            if 0 < missing <= FETCHED_IN_PLACE:
-                self._fetch(feed, [(known + 1, newest_id)])
-
-    def _end_silence(self, feed: Feed, state: LinkState, newest_id: int, seconds: int) -> None:
-        """Do something about a feed that is silent while its market trades: subscribe again, then connect anew."""
-        silence = self.silences[feed]
-        if state.current is None:
-            return
-        if feed.last_seen_s > state.connected_at_s and not silence.asked_again:
-            silence.asked_again = True
-            silence.check_after_s = seconds + SUBSCRIBED_AGAIN_S
-            state.current.subscribe_again(stream_name(feed.path.symbol, feed.path.stream))
-            return
-        self.tell("silent", feed.name, seconds=seconds, exchange_id=newest_id)
-        state.current.drop(f"{feed.path.stream} of {feed.path.symbol} is silent although its market trades")
-
-    # --- Clocks ----------------------------------------------------------------------------------------------------
-
-    async def _watch_clocks(self) -> None:
-        """Notice steps of this machine's clock, and measure its offset to the exchanges'."""
-        before_s = time.time() - time.monotonic()
-        measured_s = -math.inf
-        while True:
-            offset_s = time.time() - time.monotonic()
-            if abs(offset_s - before_s) > CLOCK_STEP_S:
-                self.tell("clock_stepped", "this machine", seconds=round(offset_s - before_s, 1))
-                measured_s = -math.inf
-            before_s = offset_s
-            if time.monotonic() - measured_s > CLOCK_INTERVAL_S:
-                measured_s = time.monotonic()
-                for venue, _ in self._venues:
-                    await self._measure_clock(venue)
-            await asyncio.sleep(LOOK_INTERVAL_S)
-
-    async def _measure_clock(self, venue: Venue) -> None:
-        started_s, asked_s = time.time(), time.monotonic()
-        try:
-            body = await venue.rest.get(f"{venue.market.rest_prefix}/time", weight=1)
-            server_s = server_time_ms(body) / 1000
-        except (RestError, ValueError) as error:
-            logger.debug("{}: its clock cannot be asked: {}", venue.market.name, error)
-            return
-        took_s = time.monotonic() - asked_s
-        offset_ms = round((server_s - (started_s + took_s / 2)) * 1000)
-        self.clock_offsets_ms[venue.market.name] = offset_ms
-        event = "clock_offset" if abs(offset_ms) < CLOCK_WRONG_MS else "clock_wrong"
-        self.tell(event, venue.market.name, offset_ms=offset_ms, round_trip_ms=round(took_s * 1000))
 
     # --- What others may know --------------------------------------------------------------------------------------
 
@@ -962,7 +617,7 @@ def _lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
-# --- 3. One run from beginning to end ------------------------------------------------------------------------------
+# --- One run from beginning to end -----------------------------------------------------------------------------------
 
 Show = Callable[[Callable[[], status.Snapshot]], contextlib.AbstractAsyncContextManager[None]]
 """Shows the state while collecting goes on: given how to ask for it, returns what to enter."""

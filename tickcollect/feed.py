@@ -203,19 +203,19 @@ class Inbox:
     async def take(self, timeout_s: float | None = None) -> list[Item]:
         """Return all that has come, waiting for something; an empty list after `timeout_s`."""
         if not self._items:
-            self._filled.clear()
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._filled.wait()
             except TimeoutError:
                 return []
+        self._filled.clear()
         items = list(self._items)
         self._items.clear()
         self._taken = self.waiting
         return items
 
     def wake(self) -> None:
-        """Let a waiting `take` return."""
+        """Let a waiting `take` return, or else the next one."""
         self._filled.set()
 
     def done(self) -> None:
@@ -468,9 +468,14 @@ class _Listener(WSListener):
         if not self._payloads:
             return
         payloads, self._payloads = self._payloads, []
-        self._session.first_data.set()
+        if not self._session.first_data.is_set() and self._holds_message(payloads):
+            self._session.first_data.set()
         self.state.messages += len(payloads)
         self._inbox.put(Batch(self.state, self.number, self._received_ns, payloads, self.decode), self)
+
+    def _holds_message(self, payloads: Sequence[bytes]) -> bool:
+        """Tell whether one of the payloads is data; a page of nonsense is no reason to come back soon (rule 3)."""
+        return any(isinstance(self._decoder.message(payload), Message) for payload in payloads)
 
     def decode(self, payloads: Sequence[bytes]) -> list[Message]:
         """Return the messages among `payloads`; what is something else is understood here or handed over as odd."""

@@ -465,6 +465,7 @@ class Writer:
     def end_idle(self, feed: Feed) -> None:
         """End a feed's open segment because its day is over and nothing comes."""
         self._end(feed)
+        self.inbox.wake()
 
     def _add(self, feed: Feed, ids: range, times: Sequence[int], lines: Sequence[str], block: bytes | None) -> None:
         """Put rows that follow each other among the pending pieces, split where the day changes."""
@@ -489,7 +490,7 @@ class Writer:
         kept = [
             (id_, time, line)
             for id_, time, line in zip(ids, times, lines, strict=True)
-            if feed.write_not_trades or id_ not in feed.not_trade_ids
+            if line and (feed.write_not_trades or id_ not in feed.not_trade_ids)  # what was never published has no text
         ]
         feed.not_trade_ids.difference_update(not_trades)
         for day, group in groupby(kept, key=lambda row: day_of(row[1])):

@@ -1,0 +1,172 @@
+"""What happened: said in words to the log, kept as facts in the journal; and what was refused, kept in quarantine.
+
+Rules:
+
+1. Every kind of happening stands in one table, `HAPPENINGS`, with how loud it is and how it reads.
+2. Telling never waits and never fails: whoever tells may be in the event loop. The journal is written by a thread of
+   the disk, and what the disk refuses waits, up to a limit.
+3. A refused message is kept with its reason and counted; of each kind of reason the first is told.
+"""
+
+import re
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+from loguru import logger
+
+from tickcollect.journal import Journal, JournalError
+
+HAPPENINGS_KEPT = 10_000
+"""Happenings that wait for a journal which the disk refuses; older ones are then only in the log."""
+QUARANTINE_LIMIT_BYTES = 100_000_000
+"""A file of refused messages grows no further than this; after that they are counted only."""
+QUARANTINE_KINDS = 1000
+"""Reasons that are told and counted each on its own."""
+_NUMBERS = re.compile(r"[0-9]+")
+
+HAPPENINGS: dict[str, tuple[str, str]] = {
+    "started": ("INFO", "{subject}: collecting {feeds} feeds into {data_dir}"),
+    "recovered": ("WARNING", "{subject}: {detail}"),
+    "foreign_file": ("WARNING", "{subject}: {file} is not one of its files and was left alone"),
+    "continued": ("INFO", "{subject}: goes on after ID {last_id}"),
+    "not_trading": ("WARNING", "{subject}: the exchange says {state}, so nothing may come"),
+    "connected": ("INFO", "{subject}: connected to {url}, {streams} streams"),
+    "disconnected": ("WARNING", "{subject}: {reason}. Next attempt in {retry_in_s} s. {remedy}"),
+    "cannot_connect": ("WARNING", "{subject}: {reason}. Next attempt in {retry_in_s} s. {remedy}"),
+    "renewing": ("INFO", "{subject}: a new connection to {url} is opened beside the old one, because {reason}"),
+    "renewed": ("INFO", "{subject}: the new connection to {url} delivers, the old one is closed"),
+    "joined": (
+        "DEBUG",
+        "{subject}: connection {connection} begins at {first_id}, the one before had come to {last_id}",
+    ),
+    "missed_by_one": ("INFO", "{subject}: {url} missed {first_id} to {last_id}; another connection brought them"),
+    "subscription_refused": ("ERROR", "{subject}: the exchange refuses {streams}: {message} (code {code})"),
+    "silent": ("ERROR", "{subject}: no data for {seconds} s although the exchange has IDs up to {exchange_id}"),
+    "quiet": ("INFO", "{subject}: no data for {seconds} s, and the exchange has none either"),
+    "silence_unclear": ("WARNING", "{subject}: no data for {seconds} s, and the exchange cannot be asked: {detail}"),
+    "unknown_message": ("WARNING", "{subject}: sends messages of a kind that was not asked for: {name}"),
+    "refused_message": ("WARNING", "{subject}: a message was put into quarantine: {reason}"),
+    "quarantine_failed": ("ERROR", "{subject}: refused messages cannot be kept and are only counted: {detail}"),
+    "gap": ("WARNING", "{subject}: {count} IDs are missing, {first_id} to {last_id}"),
+    "filled": ("INFO", "{subject}: {first_id} to {last_id} filled with {rows} rows of {source} in {seconds} s"),
+    "fill_waits": (
+        "WARNING",
+        "{subject}: {first_id} to {last_id} cannot be filled yet: {detail} Again in {again_in_s:.0f} s",
+    ),
+    "absent": ("INFO", "{subject}: {count} IDs were never published by the exchange, {first_id} to {last_id}"),
+    "lost": ("ERROR", "{subject}: {count} IDs are lost, {first_id} to {last_id}: {reason}"),
+    "numbering_restarted": ("WARNING", "{subject}: numbering began anew at {first_id} after {last_id}"),
+    "late_rows": ("WARNING", "{subject}: {count} rows came after their gap was declared, {first_id} to {last_id}"),
+    "disk_trouble": ("ERROR", "{subject}: {detail} Collecting waits, and tries again every second."),
+    "disk_again": ("INFO", "{subject}: {detail}"),
+    "disk_low": ("WARNING", "{subject}: only {free_mb} MB are free"),
+    "file_lost": ("ERROR", "{subject}: {detail}"),
+    "sync_failed": ("ERROR", "{subject}: {detail} The rows {first_id} to {last_id} are not safe and count as missing."),
+    "sealed": ("INFO", "{subject}: sealed {file}, {rows} rows, {bytes} bytes"),
+    "seal_failed": ("ERROR", "{subject}: {detail}"),
+    "clock_stepped": ("WARNING", "{subject}: its clock was set by {seconds} s; times of arrival step with it"),
+    "clock_offset": ("DEBUG", "{subject}: its clock is {offset_ms} ms ahead of this machine's"),
+    "clock_wrong": ("WARNING", "{subject}: this machine's clock is wrong by {offset_ms} ms; run an NTP client"),
+    "stopped": ("INFO", "{subject}: stopped after {rows} rows"),
+}
+"""Every happening: how loud it is, and how it reads. The journal keeps the facts."""
+
+
+@dataclass
+class Happenings:
+    """What happened: logged at once, kept for the journal until a thread of the disk writes it."""
+
+    journal: Journal
+    _waiting: deque[tuple[str, dict[str, object]]] = field(default_factory=lambda: deque(maxlen=HAPPENINGS_KEPT))
+    refused: str = ""
+    """Why the journal cannot be written at present; empty while it can."""
+    _writing: threading.Lock = field(default_factory=threading.Lock)
+
+    def tell(self, event: str, subject: str, /, **facts: object) -> None:
+        """Say that something happened; from any thread."""
+        level, text = HAPPENINGS[event]
+        logger.log(level, "{}", text.format(subject=subject, **facts).strip())
+        self._waiting.append((event, {"subject": subject, **facts}))
+
+    def write(self) -> None:
+        """Append what waits to the journal; what the disk refuses stays waiting. From any thread, not from the loop."""
+        with self._writing:
+            try:
+                while self._waiting:
+                    event, facts = self._waiting[0]
+                    self.journal.append(event, **facts)
+                    self._waiting.popleft()
+            except JournalError as error:
+                self._note_refusal(error)
+            else:
+                self.refused = ""
+
+    def sync(self) -> None:
+        """Append what waits, and make the journal safe from power loss."""
+        self.write()
+        try:
+            self.journal.sync()
+        except JournalError as error:
+            self._note_refusal(error)
+
+    def _note_refusal(self, error: JournalError) -> None:
+        if not self.refused:
+            logger.error("{}", error)
+        self.refused = str(error)
+
+
+@dataclass
+class Quarantine:
+    """Keeps refused messages, one JSON line each, in a file an exchange."""
+
+    directory: Path
+    tell: Callable[..., None]
+    time_ns: Callable[[], int]
+    counts: dict[str, int] = field(default_factory=dict)
+    """By exchange and kind of reason, at most a few more than `QUARANTINE_KINDS`."""
+    failing: bool = False
+    """The disk refused the last message; it was counted only."""
+
+    def keep(self, exchange: str, payload: bytes, reason: str) -> None:
+        """Keep one message with its reason; the first of each kind is told, all are counted."""
+        kind = f"{exchange}: {_NUMBERS.sub('#', reason.split(' - ', maxsplit=1)[0])[:60]}"
+        if kind not in self.counts:
+            if len(self.counts) < QUARANTINE_KINDS:
+                self.tell("refused_message", exchange, reason=reason)
+            else:
+                kind = f"{exchange}: another reason"
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        line = {
+            "at": utc_text(self.time_ns()),
+            "reason": reason,
+            "message": payload[:100_000].decode("utf-8", "backslashreplace"),
+        }
+        try:
+            self._append(exchange, orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+        except OSError as error:
+            if not self.failing:
+                self.tell("quarantine_failed", exchange, detail=f"{self.directory}: {error.strerror}")
+            self.failing = True
+        else:
+            self.failing = False
+
+    def _append(self, exchange: str, line: bytes) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with (self.directory / f"{exchange}.jsonl").open("ab") as file:
+            if file.tell() < QUARANTINE_LIMIT_BYTES:
+                file.write(line)
+
+    @property
+    def total(self) -> int:
+        """How many messages were refused in this run."""
+        return sum(self.counts.values())
+
+
+def utc_text(time_ns: int) -> str:
+    """Return nanoseconds since 1970 as UTC text, to the millisecond."""
+    return datetime.fromtimestamp(time_ns / 1e9, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,167 @@
+"""Watches: a feed's silence and the clocks, which no message tells of.
+
+Rules:
+
+1. A silent feed is no gap, because only a later ID proves one. So a feed that is silent for much longer than it usually
+   is gets one look at the exchange: has its market traded past our last ID?
+2. If it has not, the market is quiet, and the next look comes later. If it has, the stream is subscribed again; and if
+   that does not help, or nothing ever came (a stream on a wrong route is acknowledged and stays silent), the connection
+   is dropped for a new one. What was missed is fetched.
+3. A step of this machine's clock is noticed by comparing it with the monotonic clock. Its offset to the exchanges' is
+   measured every ten minutes, because `T` and `E` are theirs and the time of arrival is ours.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from loguru import logger
+
+from tickcollect.exchanges.binance import history_rows, history_type, server_time_ms, stream_name
+from tickcollect.feed import LinkState
+from tickcollect.rest import RestError
+from tickcollect.venues import Venue
+from tickcollect.writer import FETCHED_IN_PLACE, Feed, Tell
+
+SHORTEST_SILENCE_S = 10.0
+SILENT_INTERVALS = 20
+"""A feed is looked into when it is silent for this many of its usual intervals."""
+SUBSCRIBED_AGAIN_S = 5.0
+LONGEST_QUIET_CHECK_S = 3600.0
+CLOCK_LOOK_S = 1.0
+CLOCK_STEP_S = 1.0
+CLOCK_INTERVAL_S = 600.0
+CLOCK_WRONG_MS = 2000
+
+
+@dataclass
+class _Silence:
+    """A feed's silence: since when, and what was done about it."""
+
+    since_s: float = -math.inf
+    check_after_s: float = 0.0
+    """How long it may last before the exchange is asked (again)."""
+    newest_id: int | None = None
+    """The exchange's newest ID when it was asked before: only a newer one shows that the market trades."""
+    asked_again: bool = False
+    """Whether the stream was subscribed a second time."""
+
+
+@dataclass
+class SilenceWatch:
+    """Knows for how long each feed has been silent, and what to do about it (rules 1 and 2)."""
+
+    tell: Tell
+    first_data_s: float
+    """How long a new subscription may bring nothing."""
+    fetch: Callable[[Feed, Sequence[tuple[int, int]]], None] | None
+    """Fetches small holes; None where that is not wanted."""
+    _silences: dict[Feed, _Silence] = field(default_factory=dict)
+
+    def is_silent(self, feed: Feed, state: LinkState, now_s: float) -> bool:
+        """Tell whether a feed has been silent for so long, by its own rate, that the exchange should be asked."""
+        if not state.connected:
+            return False
+        silence = self._silences.setdefault(feed, _Silence())
+        since_s = max(feed.last_seen_s, state.connected_at_s)
+        if silence.since_s != since_s:
+            silence.since_s = since_s
+            silence.asked_again = False
+            usual_s = feed.interval_s * SILENT_INTERVALS
+            silence.check_after_s = (
+                min(max(usual_s, SHORTEST_SILENCE_S), LONGEST_QUIET_CHECK_S)
+                if feed.last_seen_s > state.connected_at_s
+                else self.first_data_s
+            )
+        return now_s - since_s > silence.check_after_s
+
+    async def look_into(self, feed: Feed, state: LinkState, venue: Venue, now_s: float) -> None:
+        """Ask once whether the market has traded past our last ID, before anybody is alarmed."""
+        silence = self._silences[feed]
+        seconds = round(now_s - silence.since_s)
+        source = venue.market.latest[feed.path.stream]
+        params: dict[str, str | int] = {"symbol": feed.path.symbol, "limit": 1}
+        try:
+            body = await venue.rest.get(venue.market.rest_prefix + source.path, params, weight=source.weight)
+            kind = history_type(venue.market, feed.path.stream, feed.path.symbol)
+            newest = max(kind.ids(history_rows(kind, body)), default=None)
+        except (RestError, ValueError) as error:
+            silence.check_after_s = seconds + self.first_data_s
+            self.tell("silence_unclear", feed.name, seconds=seconds, detail=str(error))
+            return
+        if feed.last_seen_s > silence.since_s:
+            return
+        self._fetch_unseen(feed, newest)
+        known = max(
+            (id_ for id_ in (feed.sequence.newest_known_id, silence.newest_id) if id_ is not None), default=None
+        )
+        silence.newest_id = newest
+        if newest is None or known is None or newest <= known:
+            if known is not None:
+                self.tell("quiet", feed.name, seconds=seconds)
+            silence.check_after_s = min(seconds * 2.0, seconds + LONGEST_QUIET_CHECK_S)
+            return
+        self._end_silence(feed, state, newest, seconds)
+
+    def _fetch_unseen(self, feed: Feed, newest_id: int | None) -> None:
+        """Fetch what the exchange has behind our last ID: a slow market's next row may be long in coming."""
+        known = feed.sequence.newest_known_id
+        if newest_id is not None and known is not None and self.fetch is not None:
+            missing = newest_id - known
+            if 0 < missing <= FETCHED_IN_PLACE:
+                self.fetch(feed, [(known + 1, newest_id)])
+
+    def _end_silence(self, feed: Feed, state: LinkState, newest_id: int, seconds: int) -> None:
+        """Do something about a feed that is silent while its market trades: subscribe again, then connect anew."""
+        silence = self._silences[feed]
+        if state.current is None:
+            return
+        if feed.last_seen_s > state.connected_at_s and not silence.asked_again:
+            silence.asked_again = True
+            silence.check_after_s = seconds + SUBSCRIBED_AGAIN_S
+            state.current.subscribe_again(stream_name(feed.path.symbol, feed.path.stream))
+            return
+        self.tell("silent", feed.name, seconds=seconds, exchange_id=newest_id)
+        state.current.drop(f"{feed.path.stream} of {feed.path.symbol} is silent although its market trades")
+
+
+@dataclass
+class ClockWatch:
+    """Watches this machine's clock (rule 3)."""
+
+    venues: Sequence[Venue]
+    tell: Tell
+    offsets_ms: dict[str, int] = field(default_factory=dict)
+    """How far each exchange's clock is ahead of this machine's."""
+
+    async def run(self) -> None:
+        """Notice steps of this machine's clock, and measure its offset to the exchanges'."""
+        before_s = time.time() - time.monotonic()
+        measured_s = -math.inf
+        while True:
+            offset_s = time.time() - time.monotonic()
+            if abs(offset_s - before_s) > CLOCK_STEP_S:
+                self.tell("clock_stepped", "this machine", seconds=round(offset_s - before_s, 1))
+                measured_s = -math.inf
+            before_s = offset_s
+            if time.monotonic() - measured_s > CLOCK_INTERVAL_S:
+                measured_s = time.monotonic()
+                for venue in self.venues:
+                    await self._measure(venue)
+            await asyncio.sleep(CLOCK_LOOK_S)
+
+    async def _measure(self, venue: Venue) -> None:
+        started_s, asked_s = time.time(), time.monotonic()
+        try:
+            body = await venue.rest.get(f"{venue.market.rest_prefix}/time", weight=1)
+            server_s = server_time_ms(body) / 1000
+        except (RestError, ValueError) as error:
+            logger.debug("{}: its clock cannot be asked: {}", venue.market.name, error)
+            return
+        took_s = time.monotonic() - asked_s
+        offset_ms = round((server_s - (started_s + took_s / 2)) * 1000)
+        self.offsets_ms[venue.market.name] = offset_ms
+        event = "clock_offset" if abs(offset_ms) < CLOCK_WRONG_MS else "clock_wrong"
+        self.tell(event, venue.market.name, offset_ms=offset_ms, round_trip_ms=round(took_s * 1000))
