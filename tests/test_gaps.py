@@ -200,9 +200,28 @@ def test_ids_beyond_double_precision() -> None:
 def test_finish_releases_what_is_held() -> None:
     """At the end nothing stays behind: the hole is named and the rows after it are written."""
     sequence = begun()
-    feed(sequence, [7])
-    assert sequence.finish() == [Gap(2, 6), run(7)]
+    feed(sequence, [7, 8])
+    assert sequence.finish() == [Gap(2, 6), run(7, 8)]
     assert sequence.held == 0
+
+
+def test_finish_does_not_believe_a_lone_jump() -> None:
+    """A damaged ID just before the end neither becomes a gap of a trillion IDs nor is dropped silently."""
+    sequence = begun()
+    feed(sequence, [2, 2**53 + 1])
+    steps = sequence.finish()
+    assert [type(step) for step in steps] == [Refused]
+    assert sequence.next_id == 3
+
+
+def test_one_id_with_two_contents() -> None:
+    """Of two different rows with one ID the first stays, and the second is handed out as refused."""
+    sequence = begun()
+    sequence.take([5, 5], [T0, T0], ["5", "five"], 0.0)
+    assert sequence.take([6], [T0], ["6"], 0.0) == []
+    sequence = begun()
+    steps = sequence.take([5, 5], [T0, T0], ["5", "five"], 0.0)
+    assert steps == [Refused(5, "five", "ID 5 came twice, and not with the same content")]
 
 
 def test_copies_among_many_gaps_stay_cheap_and_bounded() -> None:

@@ -18,6 +18,7 @@ Rules, `next` being the ID that would continue the sequence:
 4. A hole is declared (`Gap`) when rows have been held for `patience_s`, or `hold_limit` rows are held. A jump is
    believed only when a second row goes on behind it: one damaged ID must not cut the sequence in two. A held row that
    later arrivals on its connection contradict, because they come with lower IDs, is refused (`Refused`).
+   A held row stays when its ID comes again; if the content is another, the later one is refused.
 5. ID below `next` and trade time not later than the newest written: a copy, dropped and counted (`Copies`), unless it
    lies in a declared gap: then it came too late to stand in its place (`Late`).
 6. ID below `next` and trade time later than the newest written: the exchange may have restarted its numbering. That
@@ -31,8 +32,10 @@ more than `hold_limit` held and `GAPS_REMEMBERED` gaps remembered.
 """
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from operator import eq
 from typing import Generic, TypeVar
 
 Row = TypeVar("Row")
@@ -116,6 +119,8 @@ class Sequence(Generic[Row]):
     """The ID that would continue the sequence; None until the first row."""
     newest_time: int = 0
     """The latest trade time written, in the exchange's unit."""
+    alike: Callable[[Row, Row], bool] = eq
+    """Whether two rows with one ID are copies of each other."""
     due_s: float | None = None
     """When `expire` has something to decide; None while no hole waits."""
     gaps: list[tuple[int, int]] = field(default_factory=list)
@@ -212,11 +217,15 @@ class Sequence(Generic[Row]):
         return number - held.number if arrived_id < id_ else 0
 
     def finish(self) -> list[Step[Row]]:
-        """Release all that is held, at the end of collecting: nothing more will come to confirm or contradict it."""
+        """Release what is held and believed, at the end of collecting; refuse what nothing more will confirm."""
         steps = _Steps[Row]()
         self._refuse_suspect(steps)
-        for id_ in sorted(self._held):
+        for id_ in sorted(self._believed()):
             self._release(id_, steps)
+        for id_, held in sorted(self._held.items()):
+            reason = f"ID {id_} is far from the row before it ({self.next_id}), and none came after it before the end"
+            steps.add(Refused(id_, held.row, reason))
+        self._held.clear()
         self.due_s = None
         return steps.closed()
 
@@ -229,6 +238,8 @@ class Sequence(Generic[Row]):
             self._release_following(now_s, steps)
         elif id_ > self.next_id and id_ not in self._held:
             self._hold(id_, time, row, source, now_s, steps)
+        elif id_ in self._held and not self.alike(row, self._held[id_].row):
+            steps.add(Refused(id_, row, f"ID {id_} came twice, and not with the same content"))
         elif self._in_gap(id_):
             steps.late(id_, row)
         elif id_ < self.next_id and time > self.newest_time:
