@@ -117,10 +117,14 @@ def test_a_directory_that_cannot_be_written_is_told(programs: Programs, tmp_path
 
 
 def test_the_summary_counts_what_it_does_not_show() -> None:
-    """Of hundreds of files twenty are named and the others counted."""
+    """Of hundreds of files twenty are named, and how many were sealed is counted."""
     files = [Path(f"data/{n}.csv") for n in range(300)]
-    summary = Summary(rows=1_234_567, gaps=2, missing=7, filled=40, copies=3, refused=1, files=files, seconds=61.2)
+    summary = Summary(
+        rows=1_234_567, gaps=2, missing=7, filled=40, copies=3, refused=1, sealed=4, files=files, seconds=61.2
+    )
     lines = summary_lines(summary, Path("data"))
     assert lines[0].startswith("1,234,567 rows in 61 s; 7 IDs are missing")
     assert "3 copies dropped" in lines
-    assert lines[-1] == "  and 280 more files below data"
+    assert "4 files sealed" in lines
+    assert sum(line.startswith("  data/") for line in lines) == 20
+    assert lines[-1] == "  and more below data"

@@ -29,6 +29,8 @@ EXIT_MISTAKE = 2
 EXIT_IN_USE = 75
 EXIT_AT_ONCE = 130
 
+FILES_SHOWN = 20
+
 EXCHANGES = ("binance", "binance-futures", "binance-delivery")
 STREAMS = ("trade", "aggTrade")
 
@@ -330,8 +332,10 @@ def summary_lines(summary: "Summary", data_dir: Path) -> list[str]:
         lines.append(f"{summary.copies:,} copies dropped")
     if summary.refused:
         lines.append(f"{summary.refused:,} messages refused, kept in {data_dir / 'quarantine'}")
-    shown = summary.files[:20]
+    if summary.sealed:
+        lines.append(f"{summary.sealed:,} files sealed")
+    shown = summary.files[-FILES_SHOWN:]
     lines += [f"  {path}" for path in shown]
     if len(summary.files) > len(shown):
-        lines.append(f"  and {len(summary.files) - len(shown)} more files below {data_dir}")
+        lines.append(f"  and more below {data_dir}")
     return lines

@@ -24,7 +24,7 @@ import random
 import shutil
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -78,6 +78,9 @@ IDLE_END_S = 60.0
 """After a day is over, a feed that has been silent this long has its segment ended, so that it can be sealed."""
 RENEWALS_SPREAD = 0.05
 STOP_WITHIN_S = 10.0
+FILES_TOLD = 100
+DISK_RATE_AFTER_S = 60.0
+"""How long rows must have come before the disk's end is foreseen."""
 DESCRIPTORS_BESIDE_FILES = 100
 """Sockets, locks of the process and what libraries open."""
 
@@ -95,8 +98,10 @@ class Summary:
     filled: int
     copies: int
     refused: int
+    sealed: int
+    """How many segments were sealed."""
     files: Sequence[Path]
-    """Files that this run wrote to or sealed, as they lie there now."""
+    """The newest files that this run wrote to or sealed, as they lie there now."""
     seconds: float
 
 
@@ -116,7 +121,7 @@ class Collector:
         self.links: dict[LinkState, Venue] = {}
         self.decoders: dict[LinkState, Decoder] = {}
         self.routes: dict[LinkState, Routes] = {}
-        self.sealed: list[Path] = []
+        self.sealed: deque[Path] = deque(maxlen=FILES_TOLD)
         self.sealing: asyncio.Queue[tuple[Feed, Segment]] = asyncio.Queue()
         self.sealing_now: asyncio.Future[None] | None = None
         self.disk_free = 0
@@ -576,7 +581,9 @@ class Collector:
     def _disk_hours_left(self, now_s: float) -> float | None:
         """Return how long the free disk lasts at the present rate, with sealing at the ratio seen so far."""
         per_s = self._disk_rate.update(self.writer.bytes_written, now_s) * self._sealed_ratio
-        return self.disk_free / per_s / 3600 if per_s > 0 and self.disk_free else None
+        if now_s - self.started_s < DISK_RATE_AFTER_S or per_s <= 0 or not self.disk_free:
+            return None
+        return self.disk_free / per_s / 3600
 
     def _rate(self, name: str, total: int, now_s: float) -> float:
         return self._rates.setdefault(name, status.Rate()).update(total, now_s)
@@ -596,6 +603,7 @@ class Collector:
             filled=sum(feed.filled for feed in self.feeds),
             copies=sum(feed.copies for feed in self.feeds),
             refused=self.quarantine.total,
+            sealed=self.sealed_counts.total(),
             files=[*self.sealed, *open_files],
             seconds=time.monotonic() - self.started_s,
         )
@@ -640,7 +648,7 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
             stack.push_async_callback(venue.rest.close)
             info = await _unless_stopped(ask_symbols(venue), stop)
             if info is None:
-                return Summary(0, 0, 0, 0, 0, 0, (), 0.0)
+                return Summary(0, 0, 0, 0, 0, 0, 0, (), 0.0)
             check_symbols(venue, info)
             venue.budget.limit = info.weight_per_minute
             found.append((venue, info))

@@ -51,6 +51,8 @@ DISK_LOW_HOURS = 24
 DISK_LOW_BYTES = 1_000_000_000
 QUEUE_HIGH = 0.8
 LAG_HIGH_MS = 10_000
+LAG_OF_A_RECORDING_MS = 86_400_000
+"""No exchange is a day late: rows this old are replayed."""
 NAMES_TOLD = 3
 """A trouble of many feeds names this many and counts the others."""
 DRAWN_WITHIN_S = 1.0
@@ -443,7 +445,7 @@ def _troubles(snapshot: Snapshot) -> Iterator[str]:
     if gaps := [feed for feed in feeds if feed.open_gaps]:
         missing = f"{sum(feed.missing_ids for feed in gaps):,} IDs missing"
         yield f"{_plural(sum(feed.open_gaps for feed in gaps), 'open gap')} ({missing}): {_named(gaps)}"
-    if late := [feed for feed in feeds if feed.connected and (feed.lag_ms or 0) > LAG_HIGH_MS]:
+    if late := [feed for feed in feeds if feed.connected and LAG_HIGH_MS < (feed.lag_ms or 0) < LAG_OF_A_RECORDING_MS]:
         worst_s = max(feed.lag_ms or 0 for feed in late) / 1000
         yield f"{_plural(len(late), 'feed')} up to {span(worst_s)} behind, or this machine's clock is: {_named(late)}"
     hours = snapshot.disk_hours_left
