@@ -391,7 +391,7 @@ class _Listener(WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         # Called for every message. No control frame is longer than 125 bytes (RFC 6455 5.5) and nearly every message
         # is, so its size tells what asking for the frame's type would cost four times as much to tell.
-        if frame.payload_size > CONTROL_FRAME_BYTES and frame.fin and not self._fragments:
+        if CONTROL_FRAME_BYTES < frame.payload_size < LARGE_BYTES and frame.fin and not self._fragments:
             payloads = self._payloads
             if not payloads:
                 self._received_ns = self._time_ns()
