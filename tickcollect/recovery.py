@@ -98,6 +98,10 @@ class Recovery:
         files = [(segment.day, segment.last_id, segment.path) for segment in self._segments]
         files += [(name.day, name.last_id, path) for name, path in self._files.items() if name.last_id is not None]
         _, last_id, newest = max(files, default=(None, None, None))
+        # A name tells that its first row existed even if nothing of the file is left: what is missing begins there.
+        begun = max((name.first_id for name in self._files if name.open), default=None)
+        if begun is not None and (last_id is None or last_id < begun - 1):
+            last_id, newest = begun - 1, None
         going_on = next((segment for segment in self._segments if segment.path == newest), None)
         if going_on is not None and self._extra_columns[going_on.path] != extra_columns:
             going_on = None

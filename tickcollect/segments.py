@@ -20,6 +20,7 @@ Rules:
    answered with success (Linux reports a write-back error once). The file is cut there, and the cut rows are reported.
 6. No byte is dropped silently: what `recover` or a failed sync cuts away goes to `data/quarantine/` first.
 7. A file that was deleted, moved or changed by somebody else is noticed at the next append, which costs one `stat`.
+   What is found in its place goes to quarantine.
 
 Threads: every method may be called from any thread. A lock per feed keeps `append`, `end` and the bookkeeping of `sync`
 apart; it is held for the length of a `write`, never during an fdatasync or a seal. `sync` works on a duplicate of the
@@ -47,6 +48,7 @@ from tickcollect.files import (
     FILE_MODE,
     LOCK_NAME,
     PACKINGS,
+    QUARANTINE,
     TEMPORARY,
     Compression,
     Digest,
@@ -474,7 +476,15 @@ class Segments:
                 return
         self._pool.close(written.path)
         self._open = None
+        self._move_aside(written.path)
         raise FileLostError(written.path, reason, written.first_id, written.last_id)
+
+    def _move_aside(self, path: Path) -> None:
+        """Clear the name for rows that are had again; what cannot be moved to quarantine keeps it."""
+        with suppress(OSError):
+            target = self.feed.directory(self._root / QUARANTINE) / f"{path.name}.{path.lstat().st_mtime_ns}"
+            make_directory(target.parent)
+            path.rename(target)
 
     def _fitting(self, current: _Growing | None, day: int, lines: bytes, at: int) -> int:
         """Return where the rows that still fit into `current` stop; `at` if not even one does."""
