@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from tests.faults import disk, network, process, settings
-from tests.faults.judge import Score
-from tests.faults.scene import Case, play
-from tests.faults.target import TICKCOLLECT, Target, target_of
+from . import disk, network, process, settings
+from .judge import Score
+from .scene import Case, play
+from .target import TICKCOLLECT, Target, target_of
 
 CASES: Sequence[Case] = (*network.CASES, *process.CASES, *disk.CASES, *settings.CASES)
 

@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.faults.exchange import Issued
-from tests.faults.target import SECRETS, Target
+from .exchange import Issued
+from .target import SECRETS, Target
 
 NOT_DATA = {"journal.jsonl", "status.json"}
 NOT_DATA_FOLDERS = {"quarantine"}

@@ -5,13 +5,12 @@ import json
 import ssl
 import subprocess
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from tests.faults.exchange import FIRST_ID, altered, replying
-from tests.faults.proxy import FINE, Weather
-from tests.faults.scene import Case, Scene, Unmet
+from .exchange import FIRST_ID, altered, counting, replying
+from .proxy import FINE, Weather
+from .scene import Case, Scene, Unmet, tracing
 from tickcollect.dataset.replay import Answer, Bytes, Close, Connection, Cut, Request, Reset, frame
 from tickcollect.dataset.replay.server import Step
 
@@ -38,7 +37,9 @@ async def end_inside_frame(scene: Scene, how: Reset | Cut) -> None:
         cut = scene.chance.random()
         done = asyncio.Event()
 
-        def twist(_: Connection, __: str, ___: int, payload: bytes, cut: float = cut, done: asyncio.Event = done) -> list[Step]:
+        def twist(
+            _: Connection, __: str, ___: int, payload: bytes, cut: float = cut, done: asyncio.Event = done
+        ) -> list[Step]:
             if done.is_set():
                 return [payload]
             done.set()
@@ -56,6 +57,15 @@ async def half_open(scene: Scene) -> None:
     scene.proxy.freeze()
     asked = len(scene.handshakes_s)
     await scene.until(lambda: len(scene.handshakes_s) > asked, "it connects anew", within_s=35)
+
+
+async def half_open_and_quiet(scene: Scene) -> None:
+    """Let the connection stay and nothing pass while the market rests: only a ping can tell."""
+    scene.server.pause()
+    scene.proxy.freeze()
+    asked = len(scene.handshakes_s)
+    await scene.until(lambda: len(scene.handshakes_s) > asked, "it connects anew", within_s=35)
+    scene.server.resume()
 
 
 async def bad_weather(scene: Scene, weather: Weather, seconds: float) -> None:
@@ -116,14 +126,8 @@ async def mistyped_symbol(scene: Scene) -> None:
 async def slow_disk(scene: Scene) -> None:
     """Hold up each write to the data by 0.4 s, which is far slower than the market."""
     path = next(scene.feed_dir.glob("*.csv"))
-    tracer = await asyncio.create_subprocess_exec(
-        "strace", "-f", "-qq", "-o", "/dev/null", "-p", str(scene.collector.pid), "-P", str(path),
-        "-e", "trace=write,writev,pwrite64", "-e", "inject=write,writev,pwrite64:delay_enter=400000",
-        stderr=asyncio.subprocess.DEVNULL,
-    )  # fmt: skip
-    await asyncio.sleep(8)
-    tracer.terminate()
-    await tracer.wait()
+    async with tracing(scene, path, "inject=write,writev,pwrite64:delay_enter=400000"):
+        await asyncio.sleep(8)
 
 
 # --- N5, N6, N7: IDs --------------------------------------------------------------------------------------------------
@@ -176,20 +180,16 @@ async def hole_at_exchange(scene: Scene) -> None:
     scene.message = None
 
 
-def restarting(number: int) -> int:
-    """Begin anew at 1 after 150 rows."""
-    return 1_000_000_000 + number if number < 150 else number - 149
+async def renumber(scene: Scene) -> None:
+    """Begin the numbering anew at 1, some rows from now."""
+    first = len(scene.market.issued[scene.market.symbols[0]]) + 30
+    scene.market.numbering = lambda number: counting(number) if number < first else number - first + 1
+    await scene.until(lambda: 0 < scene.market.newest_id(scene.market.symbols[0]) < FIRST_ID, "numbers begin anew")
 
 
 def passing_2_53(number: int) -> int:
-    """Cross the largest integer that a float holds exactly."""
-    return 2**53 - 100 + number
-
-
-async def until_renumbered(scene: Scene) -> None:
-    """Wait until the market has begun its numbering anew."""
-    symbol = scene.market.symbols[0]
-    await scene.until(lambda: 0 < scene.market.newest_id(symbol) < 1000, "the numbering begins anew")
+    """Cross the largest integer up to which a float holds every one."""
+    return 2**53 - 1000 + number
 
 
 async def cross_2_53(scene: Scene) -> None:
@@ -297,17 +297,12 @@ async def refuse_for(scene: Scene, status: int, attempts: int) -> None:
 
 
 async def hang(scene: Scene) -> None:
-    """Take the handshake and never answer it."""
-    asked = len(scene.handshakes_s)
-    scene.handshake = lambda _, __: (
-        Answer(503, b"", delay_s=3600.0) if len(scene.handshakes_s) == asked + 1 else None
-    )
-    scene.proxy.weather = Weather(limit_bytes=1)
+    """Let connections in and never answer them."""
+    scene.proxy.answers = False
+    asked = scene.proxy.accepted
     scene.server.disconnect(Cut())
-    await asyncio.sleep(1)
-    scene.proxy.freeze()
-    scene.proxy.weather = FINE
-    await scene.until(lambda: len(scene.handshakes_s) > asked + 1, "it gives up and tries again", within_s=60)
+    await scene.until(lambda: scene.proxy.accepted > asked + 1, "it gives up and tries again", within_s=60)
+    scene.proxy.answers = True
 
 
 # --- N13: history -----------------------------------------------------------------------------------------------------
@@ -460,7 +455,10 @@ CASES: Sequence[Case] = (
     _NET("half-frame-fin", "N1", "five times half a frame, then FIN",
          "the same", partial(end_inside_frame, how=Cut()), "broke off", quick=True),
     _NET("half-open", "N2", "the peer is gone and nobody says so: the connection stays, nothing passes",
-         "noticed within 30 s by an unanswered ping; then as after a reset", half_open, "no answer to ping", quick=True),
+         "noticed within 30 s, by the missing data or an unanswered ping; then as after a reset", half_open,
+         "no answer to ping|although", quick=True),
+    _NET("half-open-quiet", "N2", "the same while the market rests", "noticed within 30 s by an unanswered ping",
+         half_open_and_quiet, "no answer to ping"),
     _NET("one-byte-pieces", "N1", "every byte travels alone", "nothing changes",
          partial(bad_weather, weather=Weather(slice_bytes=1), seconds=4), quick=True),
     _NET("slow-network", "N1", "0.3 s of delay, 20 kB/s", "nothing is lost",
@@ -490,7 +488,7 @@ CASES: Sequence[Case] = (
     Case("hole-at-exchange", "N6", "20 IDs exist nowhere", "the journal calls them absent", hole_at_exchange,
          "never published", quick=True),
     Case("renumbered", "N7", "the numbering begins anew at 1", "a new file begins; nothing is taken for a copy",
-         until_renumbered, "numbering began anew", numbering=restarting, quick=True),
+         renumber, "numbering began anew", quick=True),
     Case("past-2^53", "N7", "IDs pass 2^53, and rows are lost there", "IDs stay whole", cross_2_53,
          numbering=passing_2_53, tells="filled"),
     _NET("garbage", "N8", "22 payloads that are no message, each in place of one",
@@ -527,7 +525,7 @@ CASES: Sequence[Case] = (
            lambda _, __: Answer(429, b'{"code":-1003,"msg":"Too many requests."}', {"Retry-After": "3"}), 3.0, "filled"),
           ("418", "history answers 418 with Retry-After 4", "nobody asks before that", 1,
            lambda _, __: Answer(418, b"{}", {"Retry-After": "4"}), 4.0, "filled"),
-          ("403", "history is refused by a firewall", "asked again later", 1, lambda _, __: Answer(403, b""), 1.0,
+          ("403", "history is refused by a firewall", "asked again later", 1, lambda _, __: Answer(403, b""), 0.0,
            "filled"),
           ("503", "history answers 503 three times", "asked again", 3, lambda _, __: Answer(503, b""), 0.0, "filled"),
           ("hangs", "history answers after a minute", "gives up, asks again", 1,

@@ -60,6 +60,8 @@ class Proxy:
     weather: Weather = FINE
     accepts: bool = True
     """False: who connects is cut off at once."""
+    answers: bool = True
+    """False: who connects is let in, and nothing passes."""
     accepted: int = 0
     _pairs: set[_Pair] = field(default_factory=set)
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
@@ -90,6 +92,8 @@ class Proxy:
             writer.transport.abort()
             return
         pair = _Pair(writer, there)
+        if not self.answers:
+            pair.flows.clear()
         self._pairs.add(pair)
         ways = [
             asyncio.create_task(self._carry(pair, reader, there)),

@@ -13,11 +13,11 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults import judge
-from tests.faults.exchange import SYMBOLS, Tape, counting
-from tests.faults.judge import Findings, Score
-from tests.faults.proxy import Proxy, proxying
-from tests.faults.target import Addresses, Running, Target, start
+from . import judge
+from .exchange import SYMBOLS, Tape, counting
+from .judge import Findings, Score
+from .proxy import Proxy, proxying
+from .target import Addresses, Running, Target, start
 from tickcollect.dataset.replay import Answer, Behaviour, Connection, ReplayServer, Request, serve
 from tickcollect.dataset.replay.server import Step
 
@@ -25,6 +25,7 @@ BEGUN_ROWS = 10
 BEGUN_WITHIN_S = 60.0
 SETTLED_WITHIN_S = 90.0
 PEERS_SETTLE_S = 5.0
+LONGEST_CASE_S = 240.0
 STOPPED_WITHIN_S = 20.0
 LOOK_S = 0.1
 
@@ -262,9 +263,10 @@ async def play(case: Case, target: Target, seed: int = 0) -> Score:
             return score
     async with staged(case, target, seed) as scene:
         try:
-            await _play(scene, score)
-        except Unmet as unmet:
-            score.failures.append(str(unmet))
+            async with asyncio.timeout(LONGEST_CASE_S):
+                await _play(scene, score)
+        except (Unmet, TimeoutError) as unmet:
+            score.failures.append(str(unmet) or f"not done within {LONGEST_CASE_S:.0f} s")
             score.exit_code = scene.collector.code if scene.running else None
         await _judge(scene, score)
     return score
@@ -319,6 +321,34 @@ async def _judge(scene: Scene, score: Score) -> None:
         score.failures.append(f"kept in {scene.directory}")
 
 
+# --- Tools of several cases ---
+
+
+@asynccontextmanager
+async def tracing(scene: Scene, path: Path | None, *expressions: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Let strace inject faults into the running collector's calls, those on one file if it is given."""
+    calls = [part for expression in expressions for part in ("-e", expression)]
+    only = [] if path is None else ["-P", str(path)]
+    tracer = await asyncio.create_subprocess_exec(
+        "strace", "-f", "-qq", "-o", "/dev/null", "-p", str(scene.collector.pid), *only, *calls,
+        stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        await scene.until(lambda: traced(scene.collector.pid), "strace has attached", within_s=10)
+        yield tracer
+    finally:
+        for end in (tracer.terminate, tracer.kill):
+            with suppress(ProcessLookupError, TimeoutError):
+                end()
+                await asyncio.wait_for(tracer.wait(), 10)
+
+
+def traced(pid: int) -> bool:
+    """Tell whether every thread of a process is traced."""
+    statuses = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return all(re.search(r"TracerPid:\s+[1-9]", status) for status in statuses)
+
+
 # --- What a case may need ------------------------------------------------------------------------------------------
 
 
@@ -350,7 +380,8 @@ NEEDS: Mapping[str, Callable[[], str]] = {
     "prlimit": _program("prlimit", "apt-get install util-linux"),
     "faketime": lambda: "" if FAKETIME else "libfaketime is not installed (apt-get install faketime)",
     "memory-cgroup": lambda: (
-        "" if os.access(MEMORY_CGROUP / "memory.limit_in_bytes", os.F_OK) and os.access(MEMORY_CGROUP, os.W_OK)
+        ""
+        if os.access(MEMORY_CGROUP / "memory.limit_in_bytes", os.F_OK) and os.access(MEMORY_CGROUP, os.W_OK)
         else "no memory cgroup (version 1) can be made here"
     ),
 }
