@@ -332,12 +332,12 @@ async def restarted(world: World) -> None:
 
 async def disk_full(world: World) -> None:
     """Fill the disk for some seconds."""
-    ballast = world.data_dir.parent / "ballast"
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+    ballast = world.data_dir.parent / f"ballast-{time.monotonic_ns()}"
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
         while file.write(bytes(1 << 20)):
             pass
     await world.wait(1, 4)
-    ballast.unlink()
+    ballast.unlink(missing_ok=True)
 
 
 ENDINGS = {"killed": killed, "restarted": restarted}
