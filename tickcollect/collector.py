@@ -76,6 +76,7 @@ STATUS_INTERVAL_S = 1.0
 LOOK_INTERVAL_S = 1.0
 IDLE_END_S = 60.0
 """After a day is over, a feed that has been silent this long has its segment ended, so that it can be sealed."""
+CARRIERS_COMPARED_S = 3600.0
 RENEWALS_SPREAD = 0.05
 STOP_WITHIN_S = 10.0
 FILES_TOLD = 100
@@ -402,6 +403,7 @@ class Collector:
             await self._seal_all()
         await self._loop.run_in_executor(self.syncer, self._sync_all)
         summary = self._summary()
+        self._tell_carriers()
         self.tell(
             "stopped",
             PROGRAM,
@@ -490,16 +492,32 @@ class Collector:
             await self._loop.run_in_executor(self.sealer, self._seal_one, *self.sealing.get_nowait())
 
     async def _look_around(self) -> None:
-        """Look after silence, midnight and the disk."""
+        """Look after silence, midnight, the disk and the connections that carry the same."""
+        compared_s = self._loop.time()
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
             now_s = self._loop.time()
+            if now_s - compared_s > CARRIERS_COMPARED_S:
+                compared_s = now_s
+                self._tell_carriers()
             self._end_finished_days(now_s, time.time())
             self._look_at_disk()
             for state, venue in self.links.items():
                 for feed in self._feeds_of(state):
                     if self.silence.is_silent(feed, state, now_s):
                         await self.silence.look_into(feed, state, venue, now_s)
+
+    def _tell_carriers(self) -> None:
+        """Compare the connections that carry the same streams (`REDUNDANCY`)."""
+        for state in self.links if self.config.redundancy > 1 else ():
+            self.tell(
+                "carried",
+                state.exchange,
+                url=state.link.url,
+                messages=state.messages,
+                copies=state.copies,
+                missed=state.missed,
+            )
 
     def _feeds_of(self, state: LinkState) -> list[Feed]:
         return [feed for by_symbol in self.routes[state].values() for feed in by_symbol.values()]

@@ -163,6 +163,10 @@ class LinkState:
     """By the event loop's clock."""
     connections: int = 0
     messages: int = 0
+    copies: int = 0
+    """Messages that another connection had brought before."""
+    missed: int = 0
+    """IDs that another connection brought and this one did not."""
     current: "_Listener | None" = None
     """The newest open connection: it can be asked to subscribe again, or dropped so that a new one is made."""
 

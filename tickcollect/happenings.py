@@ -45,6 +45,10 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
         "{subject}: connection {connection} begins at {first_id}, the one before had come to {last_id}",
     ),
     "missed_by_one": ("INFO", "{subject}: {url} missed {first_id} to {last_id}; another connection brought them"),
+    "carried": (
+        "INFO",
+        "{subject}: {url} brought {messages} messages, {copies} of them later than the other, and missed {missed}",
+    ),
     "subscription_refused": ("ERROR", "{subject}: the exchange refuses {streams}: {message} (code {code})"),
     "silent": ("ERROR", "{subject}: no data for {seconds} s although the exchange has IDs up to {exchange_id}"),
     "quiet": ("INFO", "{subject}: no data for {seconds} s, and the exchange has none either"),

@@ -308,7 +308,9 @@ class Writer:
         if len(steps) == 1 and isinstance(steps[0], gaps.Run) and steps[0].rows is lines and not feed.not_trade_ids:
             self._add(feed, steps[0].ids, steps[0].times, lines, block)
         else:
+            copies = feed.copies
             self._take_steps(feed, steps)
+            batch.link.copies += feed.copies - copies
         if feed.sequence.held:
             self._waiting[feed] = None
         else:
@@ -344,6 +346,7 @@ class Writer:
                     overlap=overlap,
                 )
         elif written is not None and before < first_id - 1 <= written - 1:
+            batch.link.missed += first_id - 1 - before
             self.tell(
                 "missed_by_one",
                 feed.name,
