@@ -11,7 +11,7 @@
 import asyncio
 import heapq
 import json
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -19,14 +19,23 @@ from operator import attrgetter
 from ssl import SSLContext
 
 from tickcollect.dataset.replay.endpoints import Wanted
-from tickcollect.dataset.replay.venue import VENUES, Aggregate, Listing, Message, Trade, message, trade_data
+from tickcollect.dataset.replay.venue import (
+    VENUES,
+    Aggregate,
+    Listing,
+    Message,
+    Trade,
+    aggregate_data,
+    message,
+    trade_data,
+)
 
 FIRST_ID = 4_000_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
 
 
 def counting(number: int) -> int:
-    """Number rows as the exchange does: one after the other."""
+    """Count on from the first ID, as the exchange does."""
     return FIRST_ID + number
 
 
@@ -42,6 +51,12 @@ class Issued:
     def fields(self) -> tuple[bytes, bytes]:
         """What proves this row in any text: its ID and its price."""
         return str(self.trade.id).encode(), self.trade.price.encode()
+
+    @property
+    def aggregate(self) -> Aggregate:
+        """The same row on the stream of aggregates: every trade is one of its own here."""
+        trade = self.trade
+        return Aggregate(trade.id, trade.price, trade.quantity, trade.id, trade.id, trade.time_ms, trade.buyer_is_maker)
 
     @property
     def event_ms(self) -> int:
@@ -83,7 +98,7 @@ class Tape:
     @property
     def streams(self) -> Collection[str]:
         """Every stream."""
-        return [f"{symbol.lower()}@trade" for symbol in self.symbols]
+        return [f"{symbol.lower()}@{kind}" for symbol in self.symbols for kind in ("trade", "aggTrade")]
 
     @property
     def total(self) -> int | None:
@@ -96,16 +111,22 @@ class Tape:
         return heapq.merge(*playing, key=attrgetter("at_ns"))
 
     def _stream(self, stream: str) -> Iterator[Message]:
-        symbol, venue = stream.partition("@")[0].upper(), VENUES[self.exchange]
+        name, _, kind = stream.partition("@")
+        symbol, venue = name.upper(), VENUES[self.exchange]
         for number in count():
             row = self.row(symbol, number)
             at_ns = int((self.start_ms + number * 1000 / self.rows_per_s) * 1_000_000)
-            yield message(at_ns, stream, trade_data(venue, symbol, row.trade, row.event_ms))
+            if kind == "trade":
+                yield message(at_ns, stream, trade_data(venue, symbol, row.trade, row.event_ms))
+            else:
+                yield message(at_ns, stream, aggregate_data(venue, symbol, row.aggregate, row.event_ms))
 
     def passed(self, played: Message) -> None:
         """Note that a message has been played."""
-        symbol = played.stream.partition("@")[0].upper()
-        self.issued[symbol].append(self.row(symbol, len(self.issued[symbol])))
+        name, _, kind = played.stream.partition("@")
+        symbol = name.upper()
+        if kind == "trade":
+            self.issued[symbol].append(self.row(symbol, len(self.issued[symbol])))
 
     def trades(self, symbol: str, wanted: Wanted) -> list[Trade]:
         """Return history: by ID, or the newest."""
@@ -116,9 +137,9 @@ class Tape:
         return sorted((trade for trade in public if trade.id >= first_id), key=attrgetter("id"))[: wanted.limit]
 
     def aggregates(self, symbol: str, wanted: Wanted) -> list[Aggregate]:
-        """Return nothing: this market has single trades only."""
-        del symbol, wanted
-        return []
+        """Return history: by ID, or the newest."""
+        shown = {trade.id for trade in self.trades(symbol, wanted)}
+        return [row.aggregate for row in self.issued[symbol] if row.trade.id in shown]
 
     def newest_ms(self, symbol: str) -> int:
         """Return the time of the newest row."""
@@ -129,13 +150,13 @@ class Tape:
         return self.issued[symbol][-1].trade.id if self.issued[symbol] else -1
 
 
-def altered(payload: bytes, **fields: object) -> bytes:
+def altered(payload: bytes, fields: Mapping[str, object]) -> bytes:
     """Return a message, combined or raw, with other values in its data; None takes a field out."""
     whole = json.loads(payload)
     data = whole.get("data", whole)
     for name, value in fields.items():
         if value is None:
-            data.pop(name)
+            data.pop(name, None)
         else:
             data[name] = value
     return json.dumps(whole, separators=(",", ":")).encode()

@@ -196,7 +196,8 @@ def missing(
 ) -> tuple[list[Issued], list[Issued]]:
     """Return the rows that are nowhere: those that nothing is said of, and those that the journal states."""
     found = findings.rows
-    silent, told = [], []
+    silent: list[Issued] = []
+    told: list[Issued] = []
     for symbol, rows in issued.items():
         known = stated(entries, symbol)
         for row in rows[begins.get(symbol, len(rows)) :]:

@@ -2,17 +2,16 @@
 
 import asyncio
 import json
-import ssl
-import subprocess
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 
+from tickcollect.dataset.replay import Answer, Bytes, Close, Connection, Cut, Request, Reset, frame
+from tickcollect.dataset.replay.server import Step
+
+from .certificates import YEARS, certificate
 from .exchange import FIRST_ID, altered, counting, replying
 from .proxy import FINE, Weather
 from .scene import Case, Scene, Unmet, tracing
-from tickcollect.dataset.replay import Answer, Bytes, Close, Connection, Cut, Request, Reset, frame
-from tickcollect.dataset.replay.server import Step
 
 Provoke = Callable[[Scene], Awaitable[None]]
 
@@ -82,10 +81,10 @@ async def bad_weather(scene: Scene, weather: Weather, seconds: float) -> None:
 async def go_silent(scene: Scene, symbols: Sequence[str]) -> None:
     """Answer pings but send nothing of `symbols` on the connections there are; a new connection works."""
     silent = set(scene.server.connections)
-    streams = {f"{symbol.lower()}@trade" for symbol in symbols}
+    silenced = {symbol.lower() for symbol in symbols}
     asked = len(scene.handshakes_s)
     scene.message = lambda connection, stream, _, payload: (
-        [] if connection in silent and stream in streams else [payload]
+        [] if connection in silent and stream.partition("@")[0] in silenced else [payload]
     )
     await scene.until(lambda: len(scene.handshakes_s) > asked, "it connects anew", within_s=60)
     scene.message = None
@@ -247,13 +246,13 @@ async def binary_frames(scene: Scene) -> None:
 
 async def drift(scene: Scene) -> None:
     """Send messages whose fields are missing or of another type."""
-    makers = [partial(altered, **{name: value}) for name, value in DRIFTS]
+    makers = [partial(altered, fields={name: value}) for name, value in DRIFTS]
     await replace_messages(scene, makers)
 
 
 async def new_field(scene: Scene) -> None:
     """Let every message have a field more."""
-    scene.message = lambda _, __, ___, payload: [altered(payload, zz="new", Q={"deep": [1, 2]})]
+    scene.message = lambda _, __, ___, payload: [altered(payload, {"zz": "new", "Q": {"deep": [1, 2]}})]
     await scene.until_current()
 
 
@@ -368,41 +367,14 @@ async def unknown_host(scene: Scene) -> None:
     await scene.start()
 
 
-def certificate(directory: Path, name: str, days: tuple[str, str]) -> tuple[Path, Path]:
-    """Make a throw-away certificate for a host name, valid between two days (YYYYMMDD)."""
-    key, pem = directory / "key.pem", directory / "certificate.pem"
-    base = directory / "authority"
-    base.mkdir()
-    (base / "index.txt").write_text("")
-    (base / "serial").write_text("01\n")
-    (base / "ca.cnf").write_text(
-        f"[ca]\ndefault_ca=c\n[c]\ndatabase={base}/index.txt\nserial={base}/serial\nnew_certs_dir={base}\n"
-        "default_md=sha256\npolicy=p\nx509_extensions=e\n[p]\ncommonName=supplied\n"
-        f"[e]\nsubjectAltName={name}\nbasicConstraints=critical,CA:TRUE\n[req]\ndistinguished_name=d\n[d]\n"
-    )
-    request = base / "request.pem"
-    quiet = {"check": True, "capture_output": True}
-    subprocess.run(
-        ["openssl", "req", "-new", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", request,
-         "-subj", "/CN=fault", "-config", base / "ca.cnf"], **quiet,
-    )  # type: ignore[call-overload]  # the same two options each time  # fmt: skip
-    subprocess.run(
-        ["openssl", "ca", "-batch", "-selfsign", "-config", base / "ca.cnf", "-keyfile", key, "-in", request,
-         "-out", pem, "-notext", "-startdate", f"{days[0]}000000Z", "-enddate", f"{days[1]}000000Z"], **quiet,
-    )  # type: ignore[call-overload]  # likewise  # fmt: skip
-    return pem, key
-
-
-async def bad_certificate(scene: Scene, name: str, days: tuple[str, str], trusted: bool) -> None:  # noqa: FBT001 - a column of the table below
+async def bad_certificate(scene: Scene, name: str, days: tuple[str, str], trust: str) -> None:
     """Offer a certificate that must not be accepted; then the exchange as it was."""
-    pem, key = await asyncio.to_thread(certificate, scene.directory, name, days)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pem, key)
+    context, pem = await asyncio.to_thread(certificate, scene.directory, name, days)
     await scene.stop()
     good = scene.ws_url
     async with replying(None, context) as reply:
         scene.ws_url = f"wss://localhost:{reply.port}"
-        scene.settings = {"SSL_CERT_FILE": str(pem)} if trusted else {}
+        scene.settings = {"SSL_CERT_FILE": str(pem)} if trust == "trusted" else {}
         await scene.start()
         await scene.until_said("certificate of .* is not trusted", within_s=30)
         await scene.stop()
@@ -442,7 +414,6 @@ async def short_days(scene: Scene) -> None:
 # --- The table ----------------------------------------------------------------------------------------------------------
 
 _NET = partial(Case, peers=True)
-_YEARS = ("20200101", "20360101")
 
 CASES: Sequence[Case] = (
     _NET("reset", "N1", "the connection is reset (RST), and for a moment nobody can connect",
@@ -498,7 +469,7 @@ CASES: Sequence[Case] = (
     _NET("drift", "N9", "22 messages with a field missing or of another type",
          "none of it is written; the rows are filled", drift, "quarantine", quick=True),
     _NET("new-field", "N9", "every message has fields more", "nothing changes", new_field),
-    _NET("frame-too-large", "N10", "a frame of 5 MiB", "told with the limit; connects again", 
+    _NET("frame-too-large", "N10", "a frame of 5 MiB", "told with the limit; connects again",
          partial(one_frame, data=sized_frame(5 * 2**20)), r"protocol|larger", quick=True),
     _NET("frame-at-limit", "N10", "a frame of 1 MiB that is no message", "quarantine",
          partial(one_frame, data=sized_frame(2**20)), "quarantine"),
@@ -541,12 +512,12 @@ CASES: Sequence[Case] = (
          "cannot be resolved", quick=True),
     *(Case(f"certificate-{name}", "N14", f"TLS with a certificate that is {what}",
            "told at once as what it is; nothing is sent to that server",
-           partial(bad_certificate, name=host, days=days, trusted=trusted), "not trusted", needs=("openssl",),
+           partial(bad_certificate, name=host, days=days, trust=trust), "not trusted", needs=("openssl",),
            quick=name == "wrong-name")
-      for name, what, host, days, trusted in (
-          ("self-signed", "signed by nobody known", "DNS:localhost", _YEARS, False),
-          ("expired", "expired", "DNS:localhost", ("20200101", "20210101"), True),
-          ("wrong-name", "another host's", "DNS:example.com", _YEARS, True))),
+      for name, what, host, days, trust in (
+          ("self-signed", "signed by nobody known", "DNS:localhost", YEARS, "unknown"),
+          ("expired", "expired", "DNS:localhost", ("20200101", "20210101"), "trusted"),
+          ("wrong-name", "another host's", "DNS:example.com", YEARS, "trusted"))),
     *(Case(f"shutdown-{after_s}s", "N15", f"the exchange announces a shutdown and closes {after_s} s after",
            "a new connection first, then the old one goes", partial(announced_shutdown, close_after_s=after_s),
            "renewed|renewing|a new connection", quick=after_s == 10)

@@ -6,8 +6,9 @@ import signal
 from collections.abc import Sequence
 from functools import partial
 
-from .scene import FAKETIME, MEMORY_CGROUP, STOPPED_WITHIN_S, Case, Scene, Unmet, tracing
 from tickcollect.dataset.replay import Close, Cut, Reset
+
+from .scene import FAKETIME, MEMORY_CGROUP, STOPPED_WITHIN_S, Case, Scene, Unmet, tracing
 
 ENDINGS = (Cut(), Reset(), Close(1001))
 

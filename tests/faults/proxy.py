@@ -13,6 +13,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from ssl import SSLContext
 
 CHUNK_BYTES = 64 * 1024
 
@@ -57,6 +58,8 @@ class Proxy:
 
     server_port: int
     port: int = 0
+    tls_port: int = 0
+    """The same behind TLS; 0 where there is none."""
     weather: Weather = FINE
     accepts: bool = True
     """False: who connects is cut off at once."""
@@ -161,13 +164,18 @@ def _flipped(data: bytes, before: int, every: int) -> bytes:
 
 
 @asynccontextmanager
-async def proxying(server_port: int) -> AsyncIterator[Proxy]:
-    """Run a proxy before a port of loopback."""
+async def proxying(server_port: int, tls: SSLContext | None = None) -> AsyncIterator[Proxy]:
+    """Run a proxy before a port of loopback; with `tls`, at a second port too."""
     proxy = Proxy(server_port)
     listening = await asyncio.start_server(proxy.take, "127.0.0.1", 0)
     proxy.port = listening.sockets[0].getsockname()[1]
+    listeners = [listening]
+    if tls is not None:
+        listeners.append(await asyncio.start_server(proxy.take, "127.0.0.1", 0, ssl=tls))
+        proxy.tls_port = listeners[1].sockets[0].getsockname()[1]
     try:
         yield proxy
     finally:
-        listening.close()
+        for listener in listeners:
+            listener.close()
         proxy.stop()

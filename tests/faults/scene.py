@@ -13,13 +13,15 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tickcollect.dataset.replay import Answer, Behaviour, Connection, ReplayServer, Request, serve
+from tickcollect.dataset.replay.server import Step
+
 from . import judge
+from .certificates import YEARS, certificate
 from .exchange import SYMBOLS, Tape, counting
 from .judge import Findings, Score
 from .proxy import Proxy, proxying
 from .target import Addresses, Running, Target, start
-from tickcollect.dataset.replay import Answer, Behaviour, Connection, ReplayServer, Request, serve
-from tickcollect.dataset.replay.server import Step
 
 BEGUN_ROWS = 10
 BEGUN_WITHIN_S = 60.0
@@ -128,11 +130,11 @@ class Scene:
 
     def drop_rows(self, count: int) -> None:
         """Do not send the next `count` rows of the first symbol; history has them."""
-        stream = f"{self.market.symbols[0].lower()}@trade"
-        until = self.server.played[stream] + count
+        symbol = self.market.symbols[0]
+        until = len(self.market.issued[symbol]) + count
 
         def twist(_: Connection, name: str, number: int, payload: bytes) -> list[Step]:
-            return [] if name == stream and number < until else [payload]
+            return [] if name.startswith(symbol.lower()) and number < until else [payload]
 
         self.message = twist
 
@@ -236,13 +238,17 @@ async def staged(case: Case, target: Target, seed: int) -> AsyncIterator[Scene]:
     directory = Path(tempfile.mkdtemp(prefix=f"fault-{case.name}-"))
     directory.chmod(0o755)
     market = Tape(int(time.time() * 1000), case.rows_per_s, SYMBOLS[: case.symbols], case.numbering)
+    tls, trusted = certificate(directory, "DNS:localhost", YEARS) if target.needs_tls else (None, None)
     try:
         async with (
             serve(market, speed=1.0, life_s=case.life_s) as server,
-            proxying(server.port) as proxy,
+            proxying(server.port, tls) as proxy,
         ):
             scene = Scene(case, target, directory, market, server, proxy, random.Random(f"{seed}/{case.name}"))
             scene.data_dir.mkdir()
+            if trusted is not None:
+                scene.ws_url = f"wss://localhost:{proxy.tls_port}"
+                scene.settings = {"SSL_CERT_FILE": str(trusted)}
             server.start()
             try:
                 yield scene

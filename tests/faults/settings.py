@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from tickcollect.dataset.replay import Answer, Cut, Request
+
 from .exchange import altered
 from .network import replace_messages
 from .scene import Case, Scene, Unmet
-from tickcollect.dataset.replay import Answer, Cut, Request
 
 MISTAKES: Sequence[tuple[str, str]] = (
     ("", "empty"), ("{", "not JSON"), ("[]", "not an object"), ('{"DATA_DIRR": "x"}', "DATA_DIR"),
@@ -26,7 +27,7 @@ async def mistaken(scene: Scene) -> None:
         path = scene.directory / "config.json"
         path.write_text(text)
         path.chmod(0o600)
-        environment = {key: "" for key in scene.target.settings}
+        environment = dict.fromkeys(scene.target.settings, "")
         other = scene.directory / "elsewhere"
         code, output = await scene.start_another(scene.command("--config", str(path), data_dir=other), **environment)
         if code != 2 or named not in output or "Traceback" in output:
@@ -104,7 +105,7 @@ async def hostile_listing(scene: Scene) -> None:
 async def hostile_fields(scene: Scene) -> None:
     """Send prices and quantities that would be another column, another row, or a formula."""
     values = ["1,2", "1\n2", "1\r2", '"1"', "=1+1", "@SUM(A1)", "\u202e1", "", " 1", "1e5", "0x10", "-1"]
-    makers = [partial(altered, **{field: value}) for value in values for field in ("p", "q")]
+    makers = [partial(altered, fields={field: value}) for value in values for field in ("p", "q")]
     await replace_messages(scene, makers)
 
 

@@ -60,6 +60,8 @@ class Target:
     command: str
     settings: Mapping[str, str] = field(default_factory=dict)
     """Its environment, beside this process's own."""
+    needs_tls: bool = False
+    """Whether it takes wss:// addresses only; SSL_CERT_FILE then names the certificate to trust."""
     keeps_journal: bool = False
     """Whether it states its losses in tickcollect's journal; then its files are held to tickcollect's rules too."""
 
@@ -87,11 +89,12 @@ TICKCOLLECT = Target(
 )
 
 PEERS = {
-    "python-binance": ("python_binance_trades.py", "python-binance"),
-    "cryptofeed": ("cryptofeed_trades.py", "cryptofeed"),
-    "unicorn": ("unicorn_trades.py", "unicorn-binance-websocket-api"),
+    "python-binance": "python_binance_trades.py",
+    "cryptofeed": "cryptofeed_trades.py",
+    "unicorn": "unicorn_trades.py",
 }
-"""Collectors from PyPI: the script that runs them, and the package."""
+"""Collectors from PyPI, and the scripts that run them."""
+NEED_TLS = {"cryptofeed"}
 
 
 def target_of(name: str, python: str = sys.executable) -> Target:
@@ -99,8 +102,9 @@ def target_of(name: str, python: str = sys.executable) -> Target:
     if name == TICKCOLLECT.name:
         return TICKCOLLECT
     if name in PEERS:
-        script = shlex.quote(str(ADAPTERS / PEERS[name][0]))
-        return Target(name, f"{shlex.quote(python)} {script} {{ws_url}} {{rest_url}} {{symbol}} {{data_dir}}")
+        script = shlex.quote(str(ADAPTERS / PEERS[name]))
+        command = f"{shlex.quote(python)} {script} {{ws_url}} {{rest_url}} {{symbol}} {{data_dir}}"
+        return Target(name, command, needs_tls=name in NEED_TLS)
     return Target(Path(shlex.split(name)[0]).name, name)
 
 
