@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from itertools import count
 from socket import gaierror
 
@@ -314,9 +315,10 @@ def _refused_by(error: Exception, host: str) -> _End:
 def _refused_with(status: int, retry_after: str | None, host: str) -> _End:
     refusal = REFUSALS.get(status)
     if refusal is None:
-        meaning = "its server has trouble" if status >= 500 else "that is not a websocket address of the exchange"  # noqa: PLR2004 - HTTP's class of server errors
-        wait_s = 0.0 if status >= 500 else 60.0  # noqa: PLR2004 - likewise
-        return _End(f"{host} answered HTTP {status}: {meaning}", "", wait_s, opened=False, urgent=status < 500)  # noqa: PLR2004 - likewise
+        is_trouble = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        meaning = "its server has trouble" if is_trouble else "that is not a websocket address of the exchange"
+        wait_s = 0.0 if is_trouble else 60.0
+        return _End(f"{host} answered HTTP {status}: {meaning}", "", wait_s, opened=False, urgent=not is_trouble)
     wait_s = max(refusal.wait_s, retry_after_s(retry_after))
     return _End(f"{host} answered HTTP {status}: {refusal.meaning}", refusal.remedy, wait_s, opened=False, urgent=True)
 
