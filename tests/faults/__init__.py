@@ -2,7 +2,7 @@
 
     python -m tests.faults --list
     python -m tests.faults --run reset --run half-open
-    python -m tests.faults --all --target 'my-collector --ws {ws_url} --rest {rest_url} --symbol {symbol} --out {data_dir}'
+    python -m tests.faults --all --target 'my-collector --ws {ws_url} --symbol {symbol} --out {data_dir}'
 
 How a case runs:
 

@@ -4,7 +4,6 @@ import asyncio
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,13 +19,20 @@ def open_file(scene: Scene) -> Path:
     return max(scene.feed_dir.glob("*.csv"), key=lambda path: int(path.stem.rsplit("-", 1)[1]))
 
 
+async def run(*command: str) -> None:
+    """Run a command; it has to succeed."""
+    process = await asyncio.create_subprocess_exec(*command)
+    if await process.wait() != 0:
+        raise Unmet(f"{' '.join(command)} works here")
+
+
 async def on_small_disk(scene: Scene, size: str) -> None:
     """Move the collection to a file system of its own."""
     await scene.stop()
     content = scene.directory / "before"
     scene.data_dir.rename(content)
     scene.data_dir.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", scene.data_dir], check=True)
+    await run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(scene.data_dir))
     shutil.copytree(content, scene.data_dir, dirs_exist_ok=True)
     await scene.start()
     await scene.until_current()
@@ -38,12 +44,12 @@ async def off_small_disk(scene: Scene) -> None:
         await scene.stop()
     kept = scene.directory / "kept"
     shutil.copytree(scene.data_dir, kept)
-    subprocess.run(["umount", "-l", scene.data_dir], check=True)
+    await run("umount", "-l", str(scene.data_dir))
     shutil.copytree(kept, scene.data_dir, dirs_exist_ok=True)
     shutil.rmtree(kept)
 
 
-# --- D1: full ---------------------------------------------------------------------------------------------------------
+# --- D1: full --------------------------------------------------------------------------------------------------------
 
 
 async def full_disk(scene: Scene) -> None:
@@ -79,7 +85,7 @@ async def full_at(scene: Scene, calls: str, times: int) -> None:
         await scene.until_said("full|No space", within_s=30)
 
 
-# --- D2: input/output errors --------------------------------------------------------------------------------------------
+# --- D2: input/output errors -----------------------------------------------------------------------------------------
 
 
 async def bad_sectors(scene: Scene, calls: str, when: str, says: str) -> None:
@@ -88,7 +94,7 @@ async def bad_sectors(scene: Scene, calls: str, when: str, says: str) -> None:
         await scene.until_said(says, within_s=30)
 
 
-# --- D3: taken away -----------------------------------------------------------------------------------------------------
+# --- D3: taken away --------------------------------------------------------------------------------------------------
 
 
 async def meddle(scene: Scene, how: Callable[[Scene], None]) -> None:
@@ -126,12 +132,13 @@ async def read_only(scene: Scene) -> None:
     """Remount the disk read-only, and writable again."""
     await on_small_disk(scene, "8m")
     try:
-        # Linux refuses while files are open for writing, except to root's emergency remount of a bind.
-        subprocess.run(["mount", "--bind", scene.data_dir, scene.data_dir], check=True)
-        subprocess.run(["mount", "-o", "remount,bind,ro", scene.data_dir], check=True)
+        # A file system with files open for writing cannot be remounted; a read-only view can be laid over it, and then
+        # no name in it can be made, renamed or deleted.
+        await run("mount", "--bind", str(scene.data_dir), str(scene.data_dir))
+        await run("mount", "-o", "remount,bind,ro", str(scene.data_dir))
         fresh = scene.server.played.total()
         await scene.until(lambda: scene.server.played.total() > fresh + 50, "rows come meanwhile")
-        subprocess.run(["umount", "-l", scene.data_dir], check=True)
+        await run("umount", "-l", str(scene.data_dir))
         await scene.until_current()
     finally:
         await off_small_disk(scene)
@@ -160,7 +167,7 @@ async def few_descriptors(scene: Scene) -> None:
     await scene.until_current()
 
 
-# --- D4: found damaged --------------------------------------------------------------------------------------------------
+# --- D4: found damaged -----------------------------------------------------------------------------------------------
 
 Damage = Callable[[Path], None]
 
@@ -226,7 +233,7 @@ async def found_damaged(scene: Scene, damage: Damage) -> None:
         (scene.feed_dir / stranger).unlink(missing_ok=True)
 
 
-# --- D5, D6: cut off in between -----------------------------------------------------------------------------------------
+# --- D5, D6: cut off in between --------------------------------------------------------------------------------------
 
 
 async def killed_at(scene: Scene, calls: str) -> None:
@@ -257,7 +264,8 @@ _ROLLING = partial(Case, rows_per_s=300.0, settings={"TICKCOLLECT_ROTATE_SIZE": 
 
 CASES: Sequence[Case] = (
     Case("disk-full", "D1", "the disk is full, later there is space again",
-         "told; the reading stops; goes on by itself and fills", full_disk, "disk is full", needs=("root",), quick=True),
+         "told; the reading stops; goes on by itself and fills", full_disk, "disk is full", needs=("root",),
+         quick=True),
     Case("no-space-write", "D1", "five writes to the open file find no space", "nothing half is left; goes on",
          partial(full_at, calls="write,pwrite64,writev", times=5), "disk is full", needs=("strace",)),
     Case("io-error-write", "D2", "three writes fail with EIO", "told; no row is lost or twice",
@@ -270,8 +278,8 @@ CASES: Sequence[Case] = (
     *(Case(name, "D3", what, must, partial(meddle, how=how), tells, quick=quick)
       for name, what, must, how, tells, quick in (
           ("file-deleted", "the open file is deleted", "noticed at once; its rows are fetched again", delete_file,
-           r"deleted|gone|no longer", True),
-          ("file-moved", "the open file is moved away", "the same", rename_file, r"moved|gone|no longer|deleted", False),
+           "deleted", True),
+          ("file-moved", "the open file is moved away", "the same", rename_file, "moved", False),
           ("file-emptied", "the open file is cut to nothing (copytruncate)", "the same", truncate_file, "csv", False),
           ("directory-deleted", "the feed's directory is deleted", "made again; its rows are fetched again",
            delete_directory, "csv|directory", True),
@@ -286,8 +294,8 @@ CASES: Sequence[Case] = (
       for name, what, must, damage, tells in (
           ("torn", "ends inside a line", "cut to the last whole line; the rest is fetched", torn, "goes on after"),
           ("zeros", "ends with zeros", "cut; fetched", zeros, "goes on after"),
-          ("bad-byte", "has a bad byte in the middle", "what follows is kept where its IDs prove it; the line is fetched",
-           bad_byte, "goes on after"),
+          ("bad-byte", "has a bad byte in the middle",
+           "what follows is kept where its IDs prove it; the line is fetched", bad_byte, "goes on after"),
           ("missing-line", "lacks lines in the middle", "the hole is found and fetched", missing_line, "goes on after"),
           ("no-newline", "lacks its last newline", "cut; fetched", no_newline, "goes on after"),
           ("empty", "is empty", "the rows are gone with all that named them", emptied, ""),

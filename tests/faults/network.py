@@ -19,7 +19,7 @@ CUT_OFF_S = 1.5
 """How long nobody can connect where a fault shall cost rows."""
 
 
-# --- N1, N2: connections that end, or do not --------------------------------------------------------------------------
+# --- N1, N2: connections that end, or do not -------------------------------------------------------------------------
 
 
 async def end_with(scene: Scene, how: Reset | Cut | Close) -> None:
@@ -75,7 +75,7 @@ async def bad_weather(scene: Scene, weather: Weather, seconds: float) -> None:
     scene.proxy.weather = FINE
 
 
-# --- N3, N16: silence -------------------------------------------------------------------------------------------------
+# --- N3, N16: silence ------------------------------------------------------------------------------------------------
 
 
 async def go_silent(scene: Scene, symbols: Sequence[str]) -> None:
@@ -119,7 +119,7 @@ async def mistyped_symbol(scene: Scene) -> None:
         raise Unmet("nothing is created for a symbol that does not exist")
 
 
-# --- N4: a slow reader ------------------------------------------------------------------------------------------------
+# --- N4: a slow reader -----------------------------------------------------------------------------------------------
 
 
 async def slow_disk(scene: Scene) -> None:
@@ -129,7 +129,7 @@ async def slow_disk(scene: Scene) -> None:
         await asyncio.sleep(8)
 
 
-# --- N5, N6, N7: IDs --------------------------------------------------------------------------------------------------
+# --- N5, N6, N7: IDs -------------------------------------------------------------------------------------------------
 
 
 async def twist_for(scene: Scene, seconds: float, twist: Callable[[bytes, list[bytes]], Iterable[Step]]) -> None:
@@ -197,7 +197,7 @@ async def cross_2_53(scene: Scene) -> None:
     await gap(scene, 40)
 
 
-# --- N8, N9: messages -------------------------------------------------------------------------------------------------
+# --- N8, N9: messages ------------------------------------------------------------------------------------------------
 
 GARBAGE: Sequence[bytes] = (
     b"", b"{", b"[]", b"null", b'"text"', b"0", b"{}", b'{"stream":"btcusdt@trade"}', b'{"data":{}}',
@@ -212,7 +212,8 @@ GARBAGE: Sequence[bytes] = (
 DRIFTS: Sequence[tuple[str, object]] = (
     ("t", None), ("p", None), ("T", None), ("s", None), ("e", None), ("t", "text"), ("t", 1.5), ("t", -1),
     ("t", 2**63), ("t", 2**64), ("p", 64000.5), ("p", "64,000"), ("p", "1\n2"), ("q", ""), ("p", '=HYPERLINK("x")'),
-    ("m", "true"), ("m", None), ("T", "now"), ("E", None), ("s", "../../etc/passwd"), ("s", "ETHUSDT"), ("e", "newKind"),
+    ("m", "true"), ("m", None), ("T", "now"), ("E", None), ("s", "../../etc/passwd"), ("s", "ETHUSDT"),
+    ("e", "newKind"),
 )  # fmt: skip
 """Fields that are missing, or hold what they never held."""
 
@@ -256,7 +257,7 @@ async def new_field(scene: Scene) -> None:
     await scene.until_current()
 
 
-# --- N10: frames ------------------------------------------------------------------------------------------------------
+# --- N10: frames -----------------------------------------------------------------------------------------------------
 
 
 async def one_frame(scene: Scene, data: bytes) -> None:
@@ -269,11 +270,11 @@ def sized_frame(size: int) -> bytes:
     return frame(b'{"e":"' + b"x" * (size - 8) + b'"}')
 
 
-# --- N12: handshakes --------------------------------------------------------------------------------------------------
+# --- N12: handshakes -------------------------------------------------------------------------------------------------
 
 
 async def refuse(scene: Scene, status: int, headers: dict[str, str], quiet_s: float, says: str) -> None:
-    """Answer the next handshake with a status; nobody may come again for `quiet_s`, and a restart must fill the hole."""
+    """Answer a handshake with a status; nobody may come again for `quiet_s`, and a restart must fill the hole."""
     scene.handshake = lambda _, __: Answer(status, b"", headers)
     asked = len(scene.handshakes_s)
     scene.server.disconnect(Cut())
@@ -304,7 +305,7 @@ async def hang(scene: Scene) -> None:
     scene.proxy.answers = True
 
 
-# --- N13: history -----------------------------------------------------------------------------------------------------
+# --- N13: history ----------------------------------------------------------------------------------------------------
 
 BadHistory = Callable[[Request, Answer], Answer]
 
@@ -351,7 +352,7 @@ async def bad_history(scene: Scene, times: int, bad: BadHistory, least_wait_s: f
         raise Unmet(f"history said to wait {least_wait_s} s; it was asked again before")
 
 
-# --- N14: names and certificates ----------------------------------------------------------------------------------------
+# --- N14: names and certificates -------------------------------------------------------------------------------------
 
 
 async def unknown_host(scene: Scene) -> None:
@@ -384,7 +385,7 @@ async def bad_certificate(scene: Scene, name: str, days: tuple[str, str], trust:
     await scene.start()
 
 
-# --- N15: planned cuts --------------------------------------------------------------------------------------------------
+# --- N15: planned cuts -----------------------------------------------------------------------------------------------
 
 
 async def announced_shutdown(scene: Scene, close_after_s: float) -> None:
@@ -411,7 +412,7 @@ async def short_days(scene: Scene) -> None:
         raise Unmet("a renewal in time needs no history")
 
 
-# --- The table ----------------------------------------------------------------------------------------------------------
+# --- The table -------------------------------------------------------------------------------------------------------
 
 _NET = partial(Case, peers=True)
 
@@ -445,7 +446,8 @@ CASES: Sequence[Case] = (
          quick=True),
     Case("slow-disk", "N4", "each write takes 0.4 s while 5,000 rows a second come",
          "the reading stops before the memory grows; what is missed then is filled", slow_disk,
-         rows_per_s=5000.0, needs=("strace",), settings={"TICKCOLLECT_QUEUE_ROWS": "2000"}, memory_mb=40.0),
+         rows_per_s=5000.0, needs=("strace",), settings={"TICKCOLLECT_QUEUE_ROWS": "2000"}, memory_mb=40.0,
+         quick=True),
     _NET("doubled", "N5", "each message comes twice", "each row is written once",
          partial(twist_for, seconds=3, twist=doubled), quick=True),
     _NET("replayed", "N5", "the last ten messages come again and again", "each row is written once",
@@ -493,7 +495,7 @@ CASES: Sequence[Case] = (
            tells, quick=name in {"429", "empty", "beyond"})
       for name, what, must, times, bad, least_s, tells in (
           ("429", "history answers 429 with Retry-After 3", "nobody asks before that", 1,
-           lambda _, __: Answer(429, b'{"code":-1003,"msg":"Too many requests."}', {"Retry-After": "3"}), 3.0, "filled"),
+           lambda _, __: Answer(429, b'{"code":-1003,"msg":"Too many"}', {"Retry-After": "3"}), 3.0, "filled"),
           ("418", "history answers 418 with Retry-After 4", "nobody asks before that", 1,
            lambda _, __: Answer(418, b"{}", {"Retry-After": "4"}), 4.0, "filled"),
           ("403", "history is refused by a firewall", "asked again later", 1, lambda _, __: Answer(403, b""), 0.0,

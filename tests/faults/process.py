@@ -12,7 +12,7 @@ from .scene import FAKETIME, MEMORY_CGROUP, STOPPED_WITHIN_S, Case, Scene, Unmet
 
 ENDINGS = (Cut(), Reset(), Close(1001))
 
-# --- P1, P2: signals --------------------------------------------------------------------------------------------------
+# --- P1, P2: signals -------------------------------------------------------------------------------------------------
 
 
 async def signalled(scene: Scene, numbers: Sequence[signal.Signals], code: int, apart_s: float = 0.0) -> None:
@@ -52,7 +52,7 @@ async def killed(scene: Scene, times: int) -> None:
         await scene.until_current()
 
 
-# --- P3: memory -------------------------------------------------------------------------------------------------------
+# --- P3: memory ------------------------------------------------------------------------------------------------------
 
 
 async def out_of_memory(scene: Scene) -> None:
@@ -74,7 +74,7 @@ async def out_of_memory(scene: Scene) -> None:
         group.rmdir()
 
 
-# --- P4: standing still -----------------------------------------------------------------------------------------------
+# --- P4: standing still ----------------------------------------------------------------------------------------------
 
 
 async def frozen(scene: Scene, seconds: float) -> None:
@@ -84,7 +84,7 @@ async def frozen(scene: Scene, seconds: float) -> None:
     scene.collector.send(signal.SIGCONT)
 
 
-# --- P5: clocks -------------------------------------------------------------------------------------------------------
+# --- P5: clocks ------------------------------------------------------------------------------------------------------
 
 
 async def clock_steps(scene: Scene, steps: Sequence[str]) -> None:
@@ -107,7 +107,7 @@ async def clock_steps(scene: Scene, steps: Sequence[str]) -> None:
         await scene.until_current()
 
 
-# --- P6: two at once --------------------------------------------------------------------------------------------------
+# --- P6: two at once -------------------------------------------------------------------------------------------------
 
 
 async def second_collector(scene: Scene) -> None:
@@ -141,7 +141,7 @@ CASES: Sequence[Case] = (
             "no file is lost or half; what was begun is finished", partial(killed, times=8), "goes on after",
             settings={"TICKCOLLECT_ROTATE_SIZE": "8000"}),
     Case("out-of-memory", "P3", "the kernel kills it for want of memory", "the next start fills",
-         out_of_memory, "goes on after", needs=("root", "memory-cgroup")),
+         out_of_memory, "goes on after", needs=("root", "memory-cgroup"), quick=True),
     Case("frozen-5s", "P4", "the whole process stands still for 5 s", "goes on; nothing is lost, no alarm",
          partial(frozen, seconds=5), quick=True, peers=True),
     Case("frozen-70s", "P4", "the whole process stands still for 70 s", "goes on; what the exchange dropped is filled",
@@ -149,8 +149,8 @@ CASES: Sequence[Case] = (
     Case("clock-steps", "P5", "the clock is set forward by an hour, and back by two",
          "told; timers and file names do not care; connections are made anew as ever",
          partial(clock_steps, steps=["+3600", "-3600"]), "clock was set by", needs=("faketime",), quick=True),
-    Case("two-collectors", "P6", "a second collector on the same directory", "refused with the first one's pid; code 75",
-         second_collector, quick=True),
+    Case("two-collectors", "P6", "a second collector on the same directory",
+         "refused with the first one's pid; code 75", second_collector, quick=True),
     Case("lock-left-behind", "P6", "the lock's holder is killed", "the next start is not held up", lock_left_behind,
          "goes on after"),
 )  # fmt: skip

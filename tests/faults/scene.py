@@ -229,7 +229,7 @@ class Scene:
         await self.until(current, "rows that were issued after the fault are in files", within_s)
 
 
-# --- Playing -------------------------------------------------------------------------------------------------------
+# --- Playing ---------------------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -355,7 +355,7 @@ def traced(pid: int) -> bool:
     return all(re.search(r"TracerPid:\s+[1-9]", status) for status in statuses)
 
 
-# --- What a case may need ------------------------------------------------------------------------------------------
+# --- What a case may need --------------------------------------------------------------------------------------------
 
 
 def _root() -> str:

@@ -44,7 +44,7 @@ async def secrets_stay_secret(scene: Scene) -> None:
     scene.settings = {"TICKCOLLECT_LOG_LEVEL": "DEBUG", "TICKCOLLECT_LOG_FILE": str(scene.directory / "run.log")}
     await scene.start()
     await scene.until_current()
-    scene.rest = lambda _, __: Answer(400, b'{"code":-1121,"msg":"Invalid symbol."}')
+    scene.rest = lambda _, __: Answer(503, b'{"code":-1008,"msg":"Server is overloaded"}')
     scene.handshake = lambda _, __: Answer(500, b"") if len(scene.handshakes_s) % 2 else None
     scene.server.disconnect(Cut())
     await scene.until_current()

@@ -8,6 +8,7 @@ Binance's aggregate trades; the kit's market gives these the same IDs and prices
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from cryptofeed import FeedHandler  # type: ignore[import-not-found]  # it lives in its own venv
 from cryptofeed.defines import TRADES  # type: ignore[import-not-found]  # it lives in its own venv
@@ -19,7 +20,7 @@ Binance.rest_endpoints[0].address = rest_url
 file = (Path(data_dir) / f"{symbol}.csv").open("a", buffering=1)
 
 
-async def trade(row, received_s):  # type: ignore[no-untyped-def]  # its package is not installed where this is checked
+async def trade(row: Any, received_s: float) -> None:
     """Append one trade."""
     file.write(f"{row.id},{row.symbol},{row.side},{row.price},{row.amount},{row.timestamp},{received_s}\n")
 

@@ -1,4 +1,4 @@
-"""unicorn-binance-websocket-api as a collector: a trade stream with its asyncio queue, each message a line of a CSV file.
+"""unicorn-binance-websocket-api as a collector: a trade stream with its asyncio queue, each message a CSV line.
 
     python unicorn_trades.py WS_URL REST_URL SYMBOL DATA_DIR
 
@@ -29,7 +29,7 @@ async def collect(ws_url: str, symbol: str, data_dir: Path) -> None:
                 manager.asyncio_queue_task_done(stream_id)
 
         manager.create_stream(channels="trade", markets=symbol.lower(), process_asyncio_queue=process)
-        while not manager.is_manager_stopping():
+        while not manager.is_manager_stopping():  # noqa: ASYNC110 - as its documentation does
             await asyncio.sleep(1)
 
 
