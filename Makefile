@@ -4,6 +4,8 @@
 PYTHON ?= python3
 KILLS ?= 500
 BENCH ?= full
+MINUTES ?= 30
+SECONDS ?= 60
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -13,7 +15,7 @@ app := .venv/app-$(place)
 dev := .venv/dev-$(place)
 in_venv := .venv/bin/python -m
 
-.PHONY: help demo test check bench bench-docs kill clean
+.PHONY: help demo test check bench bench-docs kill soak fuzz clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -39,7 +41,16 @@ bench-docs: $(dev) ## put the results of the last `make bench` into docs/benchma
 	@.venv/bin/python benchmarks/report.py
 
 kill: $(dev) ## kill the collector at random moments, KILLS=500 times
-	@KILLS=$(KILLS) $(in_venv) pytest --timeout 3600 tests/test_segments_kill.py tests/test_kill.py
+	@KILLS=$(KILLS) $(in_venv) pytest --timeout 3600 tests/test_segments_kill.py tests/test_kill.py tests/test_soak.py -k kill
+	@FAULT_POINTS=all $(in_venv) pytest --timeout 3600 tests/test_fault_points.py
+
+soak: $(dev) ## collect through random faults, MINUTES=30 long; SEED=7 for the same faults again
+	@$(in_venv) tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+fuzz: $(dev) ## fuzz what comes from outside, SECONDS=60 for each target
+	@.venv/bin/python -c 'import atheris' 2>/dev/null || $(in_venv) pip install --quiet 'atheris>=2.3'
+	@for target in frames salvage journal config; do \
+		$(in_venv) tests.fuzz $$target --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) || exit 1; done
 
 clean: ## remove what this Makefile has made
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .bench dist

@@ -623,8 +623,12 @@ async def storm(world: World, faults: Mapping[str, Fault], seconds: float, chanc
             tasks.create_task(faults[name](world))
 
 
-async def soak(seconds: float, seed: int, say: Callable[[str], None], keep: Path | None = None) -> Verdict:
-    """Run for about `seconds` and judge what is left; `keep` is a directory for the files and the log."""
+Course: TypeAlias = Callable[[World, Mapping[str, Fault], Verdict], Coroutine[None, None, None]]
+"""What happens to a running world: given also the faults that are possible here."""
+
+
+async def judged(course: Course, seed: int, say: Callable[[str], None], keep: Path | None = None) -> Verdict:
+    """Let `course` happen to a collector and judge what is left; `keep` is a directory for the files and the log."""
     verdict = Verdict(seed)
     weather = Weather(random.Random(f"{seed}/weather"))
     with contextlib.ExitStack() as stack:
@@ -634,19 +638,56 @@ async def soak(seconds: float, seed: int, say: Callable[[str], None], keep: Path
             say("the disk is never full in this run: only root may mount one, and files that are kept are on yours")
         playing = markets(seed)
         async with exchanges(playing, weather) as servers:
-            world = World(
-                random.Random(f"{seed}/course"), weather, playing, servers, Subject([], parent / "log"), parent / "data"
-            )
+            chance = random.Random(f"{seed}/course")
+            world = World(chance, weather, playing, servers, Subject([], parent / "log"), parent / "data")
             path = parent / "config.json"
             path.write_bytes(orjson.dumps(configuration(world.data_dir, servers)))
             world.subject.command = [sys.executable, "-m", "tickcollect", "run", "--config", str(path)]
-            await endure(world, FAULTS | (DISK if has_disk else {}), seconds, verdict, say)
+            await begin(world, verdict)
+            await course(world, FAULTS | (DISK if has_disk else {}), verdict)
+            await world.subject.end(signal.SIGTERM)
+        verdict.lives = world.subject.lives
+        verdict.mistakes += world.subject.complaints
         for feed, played in played_feeds(world).items():
             excused = on_record(world.data_dir).get("/".join(feed), set())
             check_feed(directory_of(world.data_dir, feed), feed, played, excused, verdict)
         if verdict.mistakes:
             say("the log's end:\n" + "\n".join(world.subject.log.read_text(errors="replace").splitlines()[-30:]))
     return verdict
+
+
+async def begin(world: World, verdict: Verdict) -> None:
+    """Start the collector and wait until every feed has rows."""
+    feeds = len(world.markets) * SYMBOLS
+    await world.subject.start()
+    if not await until(
+        lambda: sum(bool(ends(world.data_dir, feed)) for feed in played_feeds(world)) == feeds, HEALED_WITHIN_S
+    ):
+        verdict.mistakes.append("some feed has no row")
+
+
+async def soak(seconds: float, seed: int, say: Callable[[str], None], keep: Path | None = None) -> Verdict:
+    """Go through faults for about `seconds`, and judge what is left."""
+
+    async def course(world: World, faults: Mapping[str, Fault], verdict: Verdict) -> None:
+        await endure(world, faults, seconds, verdict, say)
+
+    return await judged(course, seed, say, keep)
+
+
+async def kills(count: int, seed: int, say: Callable[[str], None]) -> Verdict:
+    """Kill the collector `count` times at random moments of its life, and judge what is left."""
+
+    async def course(world: World, _faults: Mapping[str, Fault], verdict: Verdict) -> None:
+        for _ in range(count):
+            await world.wait(0.1, 1.2)
+            await world.subject.end(signal.SIGKILL)
+            await world.wait(0.0, 0.3)
+            await world.subject.start()
+        if not await settled(world):
+            verdict.mistakes.append("not healed after the last kill")
+
+    return await judged(course, seed, say)
 
 
 async def endure(
@@ -658,11 +699,6 @@ async def endure(
 ) -> None:
     """Collect through two storms: one of several lives, and one that the last life must survive as it was."""
     chance = random.Random(verdict.seed)
-    feeds = len(world.markets) * SYMBOLS
-    await world.subject.start()
-    begun = await until(lambda: sum(bool(ends(world.data_dir, feed)) for feed in played_feeds(world)) == feeds, 60)
-    if not begun:
-        verdict.mistakes.append("not every feed had a row after a minute")
     say("every feed has rows; the storm begins")
     verdict.faults += await storm(world, {**faults, **ENDINGS}, seconds * 2 / 3, chance)
     say(f"{world.subject.lives} lives; now one that must last")
@@ -678,9 +714,6 @@ async def endure(
         verdict.mistakes.append("not healed after the last storm")
     verdict.memory_bytes = (memory, world.subject.memory_bytes())
     verdict.descriptors = (descriptors, world.subject.descriptors())
-    await world.subject.end(signal.SIGTERM)
-    verdict.lives = world.subject.lives
-    verdict.mistakes += world.subject.complaints
     if verdict.memory_bytes[1] - memory > MEMORY_GROWTH_BYTES:
         verdict.mistakes.append("memory grew")
     more = verdict.descriptors[1] - descriptors
