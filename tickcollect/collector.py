@@ -504,7 +504,8 @@ class Collector:
             self._look_at_disk()
             for state, venue in self.links.items():
                 for feed in self._feeds_of(state):
-                    if self.silence.is_silent(feed, state, now_s):
+                    # While the disk takes nothing, it is we who do not read.
+                    if not self.writer.disk_trouble and self.silence.is_silent(feed, state, now_s):
                         await self.silence.look_into(feed, state, venue, now_s)
 
     def _tell_carriers(self) -> None:

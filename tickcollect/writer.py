@@ -45,6 +45,8 @@ from tickcollect.segments import DiskError, FeedPath, FileLostError, Segment, Se
 WRITE_INTERVAL_S = 0.02
 """Between two writes while little comes: what a killed process may have received and not yet handed over."""
 RETRY_DISK_S = 1.0
+HANGING_S = 5.0
+"""A write that takes longer is told of: nothing fails, and yet nothing goes on."""
 HOLE_CHECK_S = 0.1
 UNKNOWN_REMEMBERED = 100
 """Kinds of unknown messages that are told, each once; more are only put into quarantine."""
@@ -206,12 +208,14 @@ class Writer:
         self._touched.clear()
         loop = asyncio.get_running_loop()
         while True:
+            writing = loop.run_in_executor(self.disk, self._write)
+            done, _ = await asyncio.wait({writing}, timeout=HANGING_S)
+            if not done:
+                self._note_trouble("disk", f"a write has not returned for {HANGING_S:.0f} s.")
             try:
-                await loop.run_in_executor(self.disk, self._write)
+                await writing
             except DiskError as error:
-                if not self.disk_trouble:
-                    self.tell("disk_trouble", str(error.path), detail=str(error))
-                self.disk_trouble = str(error)
+                self._note_trouble(str(error.path), str(error))
                 if self.stopping:
                     raise
                 await asyncio.sleep(RETRY_DISK_S)
@@ -220,6 +224,11 @@ class Writer:
         if self.disk_trouble:
             self.disk_trouble = ""
             self.tell("disk_again", "disk", detail="it takes rows again; collecting goes on")
+
+    def _note_trouble(self, subject: str, detail: str) -> None:
+        if not self.disk_trouble:
+            self.tell("disk_trouble", subject, detail=detail)
+        self.disk_trouble = detail
 
     def _feeds(self) -> Iterable[Feed]:
         return [feed for routes in self.routes.values() for by_symbol in routes.values() for feed in by_symbol.values()]
