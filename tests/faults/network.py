@@ -122,11 +122,13 @@ async def mistyped_symbol(scene: Scene) -> None:
 # --- N4: a slow reader -----------------------------------------------------------------------------------------------
 
 
-async def slow_disk(scene: Scene) -> None:
-    """Hold up each write to the data by 0.4 s, which is far slower than the market."""
+async def slow_disk(scene: Scene, delay_s: float, seconds: float) -> None:
+    """Hold up each write to the data by `delay_s`."""
     path = next(scene.feed_dir.glob("*.csv"))
-    async with tracing(scene, path, "inject=write,writev,pwrite64:delay_enter=400000"):
-        await asyncio.sleep(8)
+    async with tracing(scene, path, f"inject=write,writev,pwrite64:delay_enter={int(delay_s * 1e6)}"):
+        await asyncio.sleep(seconds)
+    if "although the exchange has IDs" in scene.said():
+        raise Unmet("it does not read, and does not call that the exchange's silence")
 
 
 # --- N5, N6, N7: IDs -------------------------------------------------------------------------------------------------
@@ -159,6 +161,23 @@ def replayed(payload: bytes, before: list[bytes]) -> list[Step]:
 def swapped(payload: bytes, before: list[bytes]) -> list[Step]:
     """Send each pair of messages in the wrong order."""
     return [payload, before[-1]] if len(before) % 2 else []
+
+
+def contradicted(payload: bytes, before: list[bytes]) -> list[Step]:
+    """Send each twentieth message a second time with another quantity."""
+    return [payload, altered(payload, {"q": "9.90000000"})] if len(before) % 20 == 19 else [payload]
+
+
+async def one_of_two(scene: Scene) -> None:
+    """Reset the first of two connections that carry the same: the second has every row."""
+    await scene.until(lambda: len(scene.handshakes_s) >= 2, "it connects twice")
+    before = scene.history_requests()
+    websockets = [each for each in scene.server.connections if each.session is not None]
+    websockets[0].end(Reset())
+    await scene.until_said("broke off|reset", within_s=20)
+    await scene.until_current()
+    if scene.history_requests() > before:
+        raise Unmet("the other connection has every row; history need not be asked")
 
 
 async def gap(scene: Scene, rows: int) -> None:
@@ -258,6 +277,16 @@ async def new_field(scene: Scene) -> None:
 
 
 # --- N10: frames -----------------------------------------------------------------------------------------------------
+
+
+async def error_then_close(scene: Scene, code: int) -> None:
+    """Send the text of an error, then close."""
+    text = b'{"error":{"code":3,"msg":"Too many requests, the connection is closed"}}'
+    scene.message = lambda _, __, ___, ____: [text, Close(code, "policy")]
+    asked = len(scene.handshakes_s)
+    await scene.until_said(f"code {code}", within_s=20)
+    scene.message = None
+    await scene.until(lambda: len(scene.handshakes_s) > asked, "it connects anew")
 
 
 async def one_frame(scene: Scene, data: bytes) -> None:
@@ -444,8 +473,13 @@ CASES: Sequence[Case] = (
          "the same; the other symbol loses nothing", partial(go_silent, symbols=["ETHUSDT"]), "although", symbols=2),
     Case("quiet-market", "N3", "the market itself rests", "no alarm", fall_quiet, "the exchange has none either",
          quick=True),
-    Case("slow-disk", "N4", "each write takes 0.4 s while 5,000 rows a second come",
-         "the reading stops before the memory grows; what is missed then is filled", slow_disk,
+    Case("stuck-disk", "N4", "a write hangs for 40 s while 2,000 rows a second come",
+         "told, and not taken for the exchange's silence; the memory stays; what is missed is filled",
+         partial(slow_disk, delay_s=40, seconds=35), "has not returned", rows_per_s=2000.0, needs=("strace",),
+         settings={"TICKCOLLECT_QUEUE_ROWS": "2000"}, memory_mb=40.0),
+    Case("slow-disk", "N4", "each write takes 2 s while 5,000 rows a second come",
+         "the reading stops before the memory grows; what is missed then is filled",
+         partial(slow_disk, delay_s=2, seconds=10),
          rows_per_s=5000.0, needs=("strace",), settings={"TICKCOLLECT_QUEUE_ROWS": "2000"}, memory_mb=40.0,
          quick=True),
     _NET("doubled", "N5", "each message comes twice", "each row is written once",
@@ -454,6 +488,11 @@ CASES: Sequence[Case] = (
          partial(twist_for, seconds=3, twist=replayed)),
     _NET("swapped", "N5", "each pair of messages comes in the wrong order", "they are written in the right one",
          partial(twist_for, seconds=3, twist=swapped), quick=True),
+    Case("contradicted", "N5", "some rows come twice, with another quantity the second time",
+         "the first one stands", partial(twist_for, seconds=3, twist=contradicted)),
+    Case("one-of-two", "N5", "two connections carry the same (REDUNDANCY 2), and one is reset",
+         "nothing is missed, so history is not asked", one_of_two, "broke off|reset",
+         settings={"TICKCOLLECT_REDUNDANCY": "2"}, quick=True),
     _NET("gap", "N6", "the exchange skips 40 rows", "they are filled from history, in their place",
          partial(gap, rows=40), "filled with 40 rows", quick=True),
     Case("large-gap", "N6", "the exchange skips 12,000 rows", "live rows go on; the hole becomes files of its own",
@@ -482,6 +521,8 @@ CASES: Sequence[Case] = (
     *(_NET(f"close-{code}", "N11", f"the exchange closes with code {code}", "connects again, and fills",
            partial(end_with, how=Close(code, "test")), f"code {code}", quick=code in {1000, 1008})
       for code in (1000, 1001, 1008, 1012)),
+    Case("error-then-close", "N11", "the text of an error, then code 1008", "connects again after a longer wait",
+         partial(error_then_close, code=1008), "code 1008"),
     *(Case(f"refused-{status}", "N12", f"the handshake is answered with {status}",
            "says what it means and what to do; waits; the next start fills the hole",
            partial(refuse, status=status, headers=headers, quiet_s=8, says=says), says, quick=status == 429)

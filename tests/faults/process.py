@@ -107,6 +107,17 @@ async def clock_steps(scene: Scene, steps: Sequence[str]) -> None:
         await scene.until_current()
 
 
+async def midnight_passes(scene: Scene) -> None:
+    """Wait for the next day of the market."""
+    await scene.until(lambda: len({path.name[14:24] for path in scene.feed_dir.glob("BTC*")}) > 1, "a new day's file")
+    await scene.until_said("sealed", within_s=30)
+
+
+def before_midnight(wall_s: float) -> float:
+    """Return a market time 10 s before the last midnight."""
+    return wall_s - wall_s % 86_400 - 10
+
+
 # --- P6: two at once -------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +160,9 @@ CASES: Sequence[Case] = (
     Case("clock-steps", "P5", "the clock is set forward by an hour, and back by two",
          "told; timers and file names do not care; connections are made anew as ever",
          partial(clock_steps, steps=["+3600", "-3600"]), "clock was set by", needs=("faketime",), quick=True),
+    Case("midnight", "P5", "the market's day ends while the machine's does not",
+         "each row stands in the file of its own day; the day that is over is sealed", midnight_passes,
+         market_time_s=before_midnight, tells="sealed", quick=True),
     Case("two-collectors", "P6", "a second collector on the same directory",
          "refused with the first one's pid; code 75", second_collector, quick=True),
     Case("lock-left-behind", "P6", "the lock's holder is killed", "the next start is not held up", lock_left_behind,

@@ -57,6 +57,8 @@ class Case:
     rows_per_s: float = 50.0
     numbering: Callable[[int], int] = counting
     life_s: float = 24 * 3600.0
+    market_time_s: Callable[[float], float] = lambda wall_s: wall_s
+    """The market's time at the beginning, from this machine's."""
     peers: bool = False
     """Whether it means something for any collector."""
     needs: Sequence[str] = ()
@@ -237,7 +239,7 @@ async def staged(case: Case, target: Target, seed: int) -> AsyncIterator[Scene]:
     """Set up everything for one case, and take it down."""
     directory = Path(tempfile.mkdtemp(prefix=f"fault-{case.name}-"))
     directory.chmod(0o755)
-    market = Tape(int(time.time() * 1000), case.rows_per_s, SYMBOLS[: case.symbols], case.numbering)
+    market = Tape(int(case.market_time_s(time.time()) * 1000), case.rows_per_s, SYMBOLS[: case.symbols], case.numbering)
     tls, trusted = certificate(directory, "DNS:localhost", YEARS) if target.needs_tls else (None, None)
     try:
         async with (
