@@ -727,33 +727,37 @@ SHUTDOWN = b'{"e":"serverShutdown","E":1784000000123}'
 )
 def test_server_shutdown(notice: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """On `serverShutdown` the new connection is there before the old one goes, and nothing is missed between them."""
-    monkeypatch.setattr(feed_module, "OVERLAP_S", 0.05)
+    monkeypatch.setattr(feed_module, "OVERLAP_S", 0.5)
 
     async def script(peer: Peer, number: int) -> None:
         await peer.subscribed()
         if number == 0:
             peer.send(trade(0), notice, trade(1))
-            await second.wait()
-            peer.send(trade(2))
+            await overlap.wait()
+            for _ in range(5):
+                peer.writer.write(frame(b"", PING))
+                await peer.expect(PONG)
+            peer.send(trade(2), trade(4))
             await peer.expect(CLOSE)
         else:
             peer.send(trade(2), trade(3))
-            second.set()
             await stay(peer)
 
     async def test() -> None:
         async with exchange(script) as server, watch(server.url) as link:
             renewing = await link.until(Renewing)
             assert "shuts down" in renewing.reason
+            await link.until_rows(4)
+            overlap.set()
             await link.until(Renewed)
             assert not link.found(Disconnected)
-            assert sorted(set(link.ids)) == [0, 1, 2, 3]
+            assert sorted(set(link.ids)) == [0, 1, 2, 3, 4]
             by_connection = {batch.connection for batch in link.found(Batch)}
             assert len(by_connection) == 2
             assert link.state.connected
             assert len(server.peers) == 2
 
-    second = asyncio.Event()
+    overlap = asyncio.Event()
     run(test)
 
 
@@ -780,14 +784,25 @@ def test_renewal_by_age(monkeypatch: pytest.MonkeyPatch) -> None:
     run(test)
 
 
-def test_failed_renewal_keeps_the_old_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["refused", "silent", "closed"])
+def test_failed_renewal_keeps_the_old_connection(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the new connection cannot be made the old one goes on delivering, and can still be dropped."""
+    monkeypatch.setattr(feed_module, "SUBSCRIBED_WITHIN_S", 0.1)
+
+    async def fail(peer: Peer) -> None:
+        if how == "refused":
+            peer.writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+            await peer.writer.drain()
+        else:
+            await peer.accept()
+            await peer.expect(CLOSE if how == "silent" else TEXT)
 
     async def script(peer: Peer, number: int) -> None:
         if number == 1:
-            peer.writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
-            await peer.writer.drain()
-            refused.set()
+            try:
+                await fail(peer)
+            finally:
+                refused.set()
             return
         await peer.subscribed()
         peer.send(trade(0), SHUTDOWN)
@@ -800,7 +815,8 @@ def test_failed_renewal_keeps_the_old_connection(monkeypatch: pytest.MonkeyPatch
             assert await link.until_rows(2) == [0, 1]
             assert not link.found(Disconnected)
             assert not link.found(Renewed)
-            await until(lambda: link.state.current is not None)
+            old = link.found(Batch)[0].connection
+            await until(lambda: link.state.current is not None and link.state.current.number == old)
             assert link.state.current is not None
             link.state.current.drop("enough")
             assert (await link.until(Disconnected)).reason == "enough"

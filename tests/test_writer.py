@@ -548,6 +548,9 @@ def test_a_read_of_a_placeholder_between_others(tmp_path: Path) -> None:
             async with found.writing():
                 await found.settled()
             assert found.files(FUTURES) == {"2026-07-14-1": "".join(line(market(id_)) for id_ in (1, 2, 4, 5))}
+            segment = only(found).segments.open_segment
+            assert segment is not None
+            assert (segment.rows, segment.last_id, only(found).rows) == (4, 5, 4)
 
     run(test)
 
