@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from .exchange import FIRST_ID
-from .scene import Case, Scene, Unmet, tracing
+from .scene import Case, Scene, UnmetError, tracing
 
 NOBODY = 65534
 
@@ -23,7 +23,7 @@ async def run(*command: str) -> None:
     """Run a command; it has to succeed."""
     process = await asyncio.create_subprocess_exec(*command)
     if await process.wait() != 0:
-        raise Unmet(f"{' '.join(command)} works here")
+        raise UnmetError(f"{' '.join(command)} works here")
 
 
 async def on_small_disk(scene: Scene, size: str) -> None:
@@ -60,7 +60,7 @@ async def full_disk(scene: Scene) -> None:
         await scene.until_said("full", within_s=40)
         await asyncio.sleep(3)
         if scene.collector.code is not None:
-            raise Unmet("it waits for space; it has ended")
+            raise UnmetError("it waits for space; it has ended")
         (scene.data_dir / "somebody-elses").unlink()
         await scene.until_current()
     finally:
@@ -229,7 +229,7 @@ async def found_damaged(scene: Scene, damage: Damage) -> None:
     await scene.until_current()
     for stranger in ("notes.txt", "BTCUSDT-trade-2026-13-45-1.csv", f"ETHUSDT-trade-2026-01-01-{FIRST_ID}.csv"):
         if damage is crowded and not (scene.feed_dir / stranger).exists():
-            raise Unmet(f"{stranger} is not its own and stays")
+            raise UnmetError(f"{stranger} is not its own and stays")
         (scene.feed_dir / stranger).unlink(missing_ok=True)
 
 
@@ -242,7 +242,7 @@ async def killed_at(scene: Scene, calls: str) -> None:
         async with tracing(scene, None, f"inject={calls}:signal=SIGKILL:when={number}"):
             code = await scene.collector.ended(30)
         if code != -signal.SIGKILL:
-            raise Unmet(f"the {number}. {calls} comes; code {code}")
+            raise UnmetError(f"the {number}. {calls} comes; code {code}")
         await scene.start()
         await scene.until_current()
 

@@ -170,12 +170,13 @@ def _rows(
 
 def own_lines(row: Issued) -> tuple[bytes, bytes]:
     """Return tickcollect's line for a row, as it came live and as it came from history."""
+    return _own_line(row, str(row.event_ms)), _own_line(row, "")
+
+
+def _own_line(row: Issued, event_ms: str) -> bytes:
     trade = row.trade
-    return tuple(  # type: ignore[return-value]  # two of them
-        f"trade,{event},{row.symbol},{trade.id},{trade.price},{trade.quantity},,,{trade.time_ms},"
-        f"{trade.buyer_is_maker}\n".encode()
-        for event in (row.event_ms, "")
-    )
+    columns = (row.symbol, trade.id, trade.price, trade.quantity, "", "", trade.time_ms, trade.buyer_is_maker)
+    return f"trade,{event_ms},{','.join(map(str, columns))}\n".encode()
 
 
 def _check_own_file(path: Path, rows: Sequence[Issued], findings: Findings) -> None:

@@ -11,7 +11,7 @@ from tickcollect.dataset.replay.server import Step
 from .certificates import YEARS, certificate
 from .exchange import FIRST_ID, altered, counting, replying
 from .proxy import FINE, Weather
-from .scene import Case, Scene, Unmet, tracing
+from .scene import Case, Scene, UnmetError, tracing
 
 Provoke = Callable[[Scene], Awaitable[None]]
 
@@ -95,7 +95,7 @@ async def fall_quiet(scene: Scene) -> None:
     scene.server.pause()
     await scene.until_said(r"no data for \d+ s, and the exchange has none either", within_s=40)
     if "although the exchange has IDs" in scene.said():
-        raise Unmet("a quiet market is not called a fault")
+        raise UnmetError("a quiet market is not called a fault")
     scene.server.resume()
 
 
@@ -114,9 +114,9 @@ async def mistyped_symbol(scene: Scene) -> None:
     other = scene.directory / "mistyped"
     code, output = await scene.start_another([*scene.command("--symbol", "BTCUSTD", data_dir=other)])
     if code != 2 or "did you mean BTCUSDT" not in output:
-        raise Unmet(f"BTCUSTD is refused with the nearest symbol; code {code}: {output[-300:]}")
+        raise UnmetError(f"BTCUSTD is refused with the nearest symbol; code {code}: {output[-300:]}")
     if other.exists():
-        raise Unmet("nothing is created for a symbol that does not exist")
+        raise UnmetError("nothing is created for a symbol that does not exist")
 
 
 # --- N4: a slow reader -----------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ async def slow_disk(scene: Scene, delay_s: float, seconds: float) -> None:
     async with tracing(scene, path, f"inject=write,writev,pwrite64:delay_enter={int(delay_s * 1e6)}"):
         await asyncio.sleep(seconds)
     if "although the exchange has IDs" in scene.said():
-        raise Unmet("it does not read, and does not call that the exchange's silence")
+        raise UnmetError("it does not read, and does not call that the exchange's silence")
 
 
 # --- N5, N6, N7: IDs -------------------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ async def one_of_two(scene: Scene) -> None:
     await scene.until_said("broke off|reset", within_s=20)
     await scene.until_current()
     if scene.history_requests() > before:
-        raise Unmet("the other connection has every row; history need not be asked")
+        raise UnmetError("the other connection has every row; history need not be asked")
 
 
 async def gap(scene: Scene, rows: int) -> None:
@@ -254,9 +254,14 @@ async def replace_messages(scene: Scene, makers: Sequence[Callable[[bytes], Step
     scene.message = None
 
 
+def instead(other: bytes, _: bytes) -> bytes:
+    """Send `other` in place of a message."""
+    return other
+
+
 async def garbage(scene: Scene) -> None:
     """Send what is no message in place of messages."""
-    await replace_messages(scene, [lambda _, bad=bad: bad for bad in GARBAGE])  # type: ignore[misc]  # default as capture
+    await replace_messages(scene, [partial(instead, other) for other in GARBAGE])
 
 
 async def binary_frames(scene: Scene) -> None:
@@ -311,7 +316,7 @@ async def refuse(scene: Scene, status: int, headers: dict[str, str], quiet_s: fl
     await scene.until_said(says, within_s=10)
     await asyncio.sleep(quiet_s)
     if len(scene.handshakes_s) > asked + 1:
-        raise Unmet(f"after HTTP {status} it waits; it came {len(scene.handshakes_s) - asked} times")
+        raise UnmetError(f"after HTTP {status} it waits; it came {len(scene.handshakes_s) - asked} times")
     scene.handshake = None
     await scene.stop()
     await scene.start()
@@ -378,7 +383,7 @@ async def bad_history(scene: Scene, times: int, bad: BadHistory, least_wait_s: f
     await gap(scene, 30)
     await scene.until(lambda: len(asked_s) > times, "history is asked again")
     if asked_s[times] - asked_s[times - 1] < least_wait_s:
-        raise Unmet(f"history said to wait {least_wait_s} s; it was asked again before")
+        raise UnmetError(f"history said to wait {least_wait_s} s; it was asked again before")
 
 
 # --- N14: names and certificates -------------------------------------------------------------------------------------
@@ -391,7 +396,7 @@ async def unknown_host(scene: Scene) -> None:
     await scene.start()
     await scene.until_said("cannot be resolved", within_s=30)
     if scene.collector.code is not None:
-        raise Unmet("it goes on trying")
+        raise UnmetError("it goes on trying")
     await scene.stop()
     scene.ws_url = good
     await scene.start()
@@ -409,7 +414,7 @@ async def bad_certificate(scene: Scene, name: str, days: tuple[str, str], trust:
         await scene.until_said("certificate of .* is not trusted", within_s=30)
         await scene.stop()
         if reply.attempts_s:
-            raise Unmet("nothing is said to a server that cannot prove who it is")
+            raise UnmetError("nothing is said to a server that cannot prove who it is")
     scene.ws_url, scene.settings = good, {}
     await scene.start()
 
@@ -429,7 +434,7 @@ async def announced_shutdown(scene: Scene, close_after_s: float) -> None:
             connection.end(Close(1001, "going away"))
     await scene.until_current()
     if close_after_s >= 10 and scene.history_requests() > before:
-        raise Unmet("an overlap that worked needs no history")
+        raise UnmetError("an overlap that worked needs no history")
 
 
 async def short_days(scene: Scene) -> None:
@@ -438,7 +443,7 @@ async def short_days(scene: Scene) -> None:
     asked = len(scene.handshakes_s)
     await scene.until(lambda: len(scene.handshakes_s) >= asked + 3, "it renews three times", within_s=90)
     if scene.history_requests() > before:
-        raise Unmet("a renewal in time needs no history")
+        raise UnmetError("a renewal in time needs no history")
 
 
 # --- The table -------------------------------------------------------------------------------------------------------

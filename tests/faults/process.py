@@ -8,7 +8,7 @@ from functools import partial
 
 from tickcollect.dataset.replay import Close, Cut, Reset
 
-from .scene import FAKETIME, MEMORY_CGROUP, STOPPED_WITHIN_S, Case, Scene, Unmet, tracing
+from .scene import FAKETIME, MEMORY_CGROUP, STOPPED_WITHIN_S, Case, Scene, UnmetError, tracing
 
 ENDINGS = (Cut(), Reset(), Close(1001))
 
@@ -23,7 +23,7 @@ async def signalled(scene: Scene, numbers: Sequence[signal.Signals], code: int, 
         await asyncio.sleep(apart_s)
     ended = await scene.collector.ended(STOPPED_WITHIN_S)
     if ended != code:
-        raise Unmet(f"it ends with code {code}; it was {ended}")
+        raise UnmetError(f"it ends with code {code}; it was {ended}")
     await asyncio.sleep(1)
     await scene.start()
 
@@ -38,7 +38,7 @@ async def second_interrupt(scene: Scene) -> None:
         scene.collector.send(signal.SIGINT)
         ended = await scene.collector.ended(STOPPED_WITHIN_S)
     if ended != 130:
-        raise Unmet(f"the second interrupt ends it at once with code 130; it was {ended}")
+        raise UnmetError(f"the second interrupt ends it at once with code 130; it was {ended}")
     await scene.start()
 
 
@@ -66,7 +66,7 @@ async def out_of_memory(scene: Scene) -> None:
         await scene.start()
         code = await scene.collector.ended(30)
         if code != -signal.SIGKILL:
-            raise Unmet(f"the kernel kills it for want of memory; it ended with {code}")
+            raise UnmetError(f"the kernel kills it for want of memory; it ended with {code}")
         scene.wrapper = ()
         await scene.start()
     finally:
@@ -125,7 +125,9 @@ async def second_collector(scene: Scene) -> None:
     """Start another one on the same directory."""
     code, output = await scene.start_another(scene.command())
     if code != 75 or str(scene.collector.pid) not in output:
-        raise Unmet(f"the second one is refused with the first one's pid and code 75; code {code}: {output[-300:]}")
+        raise UnmetError(
+            f"the second one is refused with the first one's pid and code 75; code {code}: {output[-300:]}"
+        )
 
 
 async def lock_left_behind(scene: Scene) -> None:

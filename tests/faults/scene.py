@@ -36,7 +36,7 @@ RestTwist = Callable[[Request, Answer], Answer]
 HandshakeTwist = Callable[[str, Mapping[str, str]], Answer | None]
 
 
-class Unmet(Exception):  # noqa: N818 - a condition that did not come true is no error of a program
+class UnmetError(Exception):
     """Something that had to happen did not happen in time."""
 
 
@@ -203,11 +203,11 @@ class Scene:
     # Waiting
 
     async def until(self, condition: Callable[[], bool], what: str, within_s: float = SETTLED_WITHIN_S) -> None:
-        """Wait until a condition holds. Raises `Unmet`."""
+        """Wait until a condition holds. Raises `UnmetError`."""
         deadline_s = time.monotonic() + within_s
         while not condition():
             if time.monotonic() > deadline_s:
-                raise Unmet(f"not within {within_s:.0f} s: {what}")
+                raise UnmetError(f"not within {within_s:.0f} s: {what}")
             await asyncio.sleep(LOOK_S)
 
     async def until_said(self, pattern: str, within_s: float = SETTLED_WITHIN_S) -> None:
@@ -273,7 +273,7 @@ async def play(case: Case, target: Target, seed: int = 0) -> Score:
         try:
             async with asyncio.timeout(LONGEST_CASE_S):
                 await _play(scene, score)
-        except (Unmet, TimeoutError) as unmet:
+        except (UnmetError, TimeoutError) as unmet:
             score.failures.append(str(unmet) or f"not done within {LONGEST_CASE_S:.0f} s")
             score.exit_code = scene.collector.code if scene.running else None
         await _judge(scene, score)
@@ -293,7 +293,7 @@ async def _play(scene: Scene, score: Score) -> None:
     score.recovered_s = round(time.monotonic() - healed_s, 1)
     scene.server.pause()
     settle_s = SETTLED_WITHIN_S if target.keeps_journal else PEERS_SETTLE_S
-    with suppress(Unmet):
+    with suppress(UnmetError):
         await scene.until(lambda: scene.unsettled() == 0, "all rows are in files", settle_s)
     if target.keeps_journal and scene.collector is began_with and scene.collector.code is None:
         grown_mb = scene.collector.resident_mb() - memory_mb
@@ -345,10 +345,11 @@ async def tracing(scene: Scene, path: Path | None, *expressions: str) -> AsyncIt
         await scene.until(lambda: traced(scene.collector.pid), "strace has attached", within_s=10)
         yield tracer
     finally:
-        for end in (tracer.terminate, tracer.kill):
+        for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError, TimeoutError):
-                end()
-                await asyncio.wait_for(tracer.wait(), 10)
+                if tracer.returncode is None:
+                    os.kill(tracer.pid, number)
+                    await asyncio.wait_for(tracer.wait(), 10)
 
 
 def traced(pid: int) -> bool:

@@ -10,7 +10,7 @@ from tickcollect.dataset.replay import Answer, Cut, Request
 
 from .exchange import altered
 from .network import replace_messages
-from .scene import Case, Scene, Unmet
+from .scene import Case, Scene, UnmetError
 
 MISTAKES: Sequence[tuple[str, str]] = (
     ("", "empty"), ("{", "not JSON"), ("[]", "not an object"), ('{"DATA_DIRR": "x"}', "DATA_DIR"),
@@ -31,11 +31,11 @@ async def mistaken(scene: Scene) -> None:
         other = scene.directory / "elsewhere"
         code, output = await scene.start_another(scene.command("--config", str(path), data_dir=other), **environment)
         if code != 2 or named not in output or "Traceback" in output:
-            raise Unmet(f"{text!r} is refused with code 2, naming {named}; code {code}: {output[-300:]}")
+            raise UnmetError(f"{text!r} is refused with code 2, naming {named}; code {code}: {output[-300:]}")
         if other.exists():
-            raise Unmet(f"nothing is made before {text!r} is refused")
+            raise UnmetError(f"nothing is made before {text!r} is refused")
     if scene.proxy.accepted > connections:
-        raise Unmet("nobody is connected to before the configuration is right")
+        raise UnmetError("nobody is connected to before the configuration is right")
 
 
 async def secrets_stay_secret(scene: Scene) -> None:
@@ -73,10 +73,10 @@ async def hostile_arguments(scene: Scene) -> None:
     for symbol in HOSTILE:
         code, output = await scene.start_another(scene.command("--symbol", symbol))
         if code != 2 or "Traceback" in output:
-            raise Unmet(f"{symbol!r} is refused with code 2; code {code}: {output[-300:]}")
+            raise UnmetError(f"{symbol!r} is refused with code 2; code {code}: {output[-300:]}")
     made = {path for path in tree(scene.directory.parent) - before if "cron" in path or path.endswith("/x")}
     if made:
-        raise Unmet(f"no file is made from a hostile name; there are {made}")
+        raise UnmetError(f"no file is made from a hostile name; there are {made}")
 
 
 def tree(directory: Path) -> set[str]:
@@ -98,7 +98,7 @@ async def hostile_listing(scene: Scene) -> None:
     await scene.stop()
     code, output = await scene.start_another(scene.command("--symbol", HOSTILE[0]))
     if code != 2 or "Traceback" in output:
-        raise Unmet(f"a path is refused even if the exchange lists it; code {code}: {output[-300:]}")
+        raise UnmetError(f"a path is refused even if the exchange lists it; code {code}: {output[-300:]}")
     await scene.start()
 
 

@@ -131,8 +131,10 @@ class Running:
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal."""
-        with suppress(ProcessLookupError):
-            self.process.send_signal(number)
+        # Not by the process object, which would look for its end, and take it from the event loop's own waiting.
+        if self.code is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     async def ended(self, within_s: float) -> int | None:
         """Wait for its end; None if it goes on after `within_s`."""

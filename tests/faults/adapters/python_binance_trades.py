@@ -23,7 +23,7 @@ async def collect(ws_url: str, rest_url: str, symbol: str, data_dir: Path) -> No
             while True:
                 message = await socket.recv()
                 if message["e"] == "error":
-                    print(message, flush=True)  # noqa: T201 - a script's output
+                    sys.stderr.write(f"{message}\n")
                 else:
                     columns = (message[name] for name in ("e", "E", "s", "t", "p", "q", "T", "m"))
                     file.write(",".join(map(str, columns)) + "\n")
