@@ -1420,3 +1420,11 @@ def test_reset_by_a_replay_of_the_exchange() -> None:
             assert "code 1012: restart" in ends[1]
 
     run(test)
+
+
+def test_connections_that_break_again_and_again_are_held_back() -> None:
+    """Thirty reconnections within five minutes are let pass, the next waits, and an old burst is forgotten."""
+    attempts_s: deque[float] = deque(maxlen=feed_module.ATTEMPTS_AT_EASE)
+    waits_s = [feed_module._crowded_s(attempts_s, now_s * 0.5) for now_s in range(31)]
+    assert waits_s == [0.0] * 30 + [feed_module.CROWDED_WAIT_S]
+    assert feed_module._crowded_s(attempts_s, 1000.0) == 0.0

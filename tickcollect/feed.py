@@ -7,7 +7,8 @@ Rules:
    connections stop reading, so that the memory stays as it is and the exchange, or in the end the lost connection,
    notices. What is missed then is a gap like any other.
 3. The wait before the next attempt grows with each attempt that brought no data and begins anew once data came. That
-   a connection opened proves nothing. Binance allows 300 attempts per 5 minutes and IP (spot web-socket-streams.md).
+   a connection opened proves nothing. Binance allows 300 attempts per 5 minutes and IP (spot web-socket-streams.md), so
+   connections that break again and again are held back even if each brings something.
 4. A refusal is understood by its status and answered with patience of its own (`REFUSALS`); `Retry-After` is obeyed.
 5. A connection is replaced before the exchange cuts it at 24 hours, and at once on `serverShutdown`: the new one first,
    both for a moment, then the old one is closed.
@@ -67,6 +68,10 @@ RENEW_AGAIN_S = 60.0
 OVERLAP_S = 2.0
 FIRST_DELAY_S = 0.5
 LONGEST_DELAY_S = 60.0
+ATTEMPTS_AT_EASE = 30
+"""Reconnections of one link within five minutes before each is held back; ten links then stay below 300 for the IP."""
+ATTEMPTS_COUNTED_S = 300.0
+CROWDED_WAIT_S = 10.0
 LONGEST_BAN_S = 3 * 86_400.0
 """Bans last from 2 minutes to 3 days (Binance rest-api.md, "IP Limits")."""
 
@@ -516,6 +521,7 @@ _DATA_FRAMES = (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION)
 async def keep(state: LinkState, decoder: Decoder, around: Surroundings) -> None:
     """Keep one link alive until cancelled; all that happens goes into the inbox."""
     waits = backoff(around.uniform)
+    attempts_s: deque[float] = deque(maxlen=ATTEMPTS_AT_EASE)
     session = _Session(state, decoder, around)
     try:
         while True:
@@ -527,12 +533,19 @@ async def keep(state: LinkState, decoder: Decoder, around: Surroundings) -> None
             if session.had_data:
                 waits = backoff(around.uniform)
             state.connected = False
-            wait_s = max(next(waits), end.wait_s)
+            wait_s = max(next(waits), end.wait_s, _crowded_s(attempts_s, asyncio.get_running_loop().time()))
             around.inbox.put(Disconnected(state, end.reason, end.remedy, wait_s, end.opened, end.urgent))
             await asyncio.sleep(wait_s)
             session = _Session(state, decoder, around)
     finally:
         await session.close()
+
+
+def _crowded_s(attempts_s: deque[float], now_s: float) -> float:
+    """Note an attempt, and return how long to wait at least if there were many within five minutes (rule 3)."""
+    many = len(attempts_s) == attempts_s.maxlen and now_s - attempts_s[0] < ATTEMPTS_COUNTED_S
+    attempts_s.append(now_s)
+    return CROWDED_WAIT_S if many else 0.0
 
 
 async def _renewed(old: "_Session", reason: str) -> "_Session":

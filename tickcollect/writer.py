@@ -40,7 +40,7 @@ from tickcollect.feed import (
     Renewing,
     SubscriptionRefused,
 )
-from tickcollect.segments import DiskError, FeedPath, FileLostError, Segment, Segments
+from tickcollect.segments import DiskError, FeedPath, FileLostError, NameTakenError, Segment, Segments
 
 WRITE_INTERVAL_S = 0.02
 """Between two writes while little comes: what a killed process may have received and not yet handed over."""
@@ -214,8 +214,8 @@ class Writer:
                 self._note_trouble("disk", f"a write has not returned for {HANGING_S:.0f} s.")
             try:
                 await writing
-            except DiskError as error:
-                self._note_trouble(str(error.path), str(error))
+            except (DiskError, NameTakenError) as error:
+                self._note_trouble("disk", str(error))
                 if self.stopping:
                     raise
                 await asyncio.sleep(RETRY_DISK_S)
