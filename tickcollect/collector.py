@@ -28,6 +28,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,6 +55,7 @@ from tickcollect.repair import Absent, Found, History, Lost, history_of
 from tickcollect.rest import RestError
 from tickcollect.segments import (
     Compression,
+    DiskError,
     FeedPath,
     Lock,
     Numbering,
@@ -74,6 +76,8 @@ Result = TypeVar("Result")
 PROGRAM = f"tickcollect {__version__}"
 STATUS_INTERVAL_S = 1.0
 LOOK_INTERVAL_S = 1.0
+SEAL_AGAIN_S = 30.0
+"""After a seal that the disk has refused."""
 IDLE_END_S = 60.0
 """After a day is over, a feed that has been silent this long has its segment ended, so that it can be sealed."""
 CARRIERS_COMPARED_S = 3600.0
@@ -464,6 +468,9 @@ class Collector:
             self._tell_unsafe(feed, error)
         except SegmentError as error:
             self.tell("seal_failed", feed.name, detail=str(error))
+            if isinstance(error, DiskError) and segment.path.exists():
+                again = partial(self._loop.call_later, SEAL_AGAIN_S, self.sealing.put_nowait, (feed, segment))
+                self._loop.call_soon_threadsafe(again)
         else:
             self.sealed.append(sealed.path)
             self.sealed_counts[feed] += 1
