@@ -192,6 +192,7 @@ def _config(
 def _failures_told() -> Iterator[None]:
     """Turn what can fail into one line and an exit code."""
     from tickcollect.config import ConfigError  # noqa: PLC0415
+    from tickcollect.journal import JournalError  # noqa: PLC0415
     from tickcollect.segments import InUseError, SegmentError  # noqa: PLC0415
     from tickcollect.status import StatusError  # noqa: PLC0415
     from tickcollect.venues import StartError  # noqa: PLC0415
@@ -201,6 +202,7 @@ def _failures_told() -> Iterator[None]:
         StartError: EXIT_MISTAKE,
         InUseError: EXIT_IN_USE,
         SegmentError: EXIT_FAILED,
+        JournalError: EXIT_FAILED,
         StatusError: EXIT_FAILED,
     }
     try:
