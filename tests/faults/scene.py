@@ -275,6 +275,8 @@ async def play(case: Case, target: Target, seed: int = 0) -> Score:
                 await _play(scene, score)
         except (UnmetError, TimeoutError) as unmet:
             score.failures.append(str(unmet) or f"not done within {LONGEST_CASE_S:.0f} s")
+        except OSError as error:  # one case that cannot be played must not end the others
+            score.failures.append(f"cannot be played here: {error}")
             score.exit_code = scene.collector.code if scene.running else None
         await _judge(scene, score)
     return score
@@ -353,8 +355,11 @@ async def tracing(scene: Scene, path: Path | None, *expressions: str) -> AsyncIt
 
 
 def traced(pid: int) -> bool:
-    """Tell whether every thread of a process is traced."""
-    statuses = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    """Tell whether every thread of a process is traced, or the process has ended already."""
+    try:
+        statuses = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):  # a thread that has just ended, or all of them
+        return not Path(f"/proc/{pid}/task").exists()
     return all(re.search(r"TracerPid:\s+[1-9]", status) for status in statuses)
 
 
