@@ -23,7 +23,7 @@ from tickcollect.exchanges.binance import history_rows, history_type, server_tim
 from tickcollect.feed import LinkState
 from tickcollect.rest import RestError
 from tickcollect.venues import Venue
-from tickcollect.writer import FETCHED_IN_PLACE, Feed, Tell
+from tickcollect.writer import Feed, Tell
 
 SHORTEST_SILENCE_S = 10.0
 SILENT_INTERVALS = 20
@@ -106,12 +106,13 @@ class SilenceWatch:
         self._end_silence(feed, state, newest, seconds)
 
     def _fetch_unseen(self, feed: Feed, newest_id: int | None) -> None:
-        """Fetch what the exchange has behind our last ID: a slow market's next row may be long in coming."""
+        """Fetch what the exchange has behind our last ID: a slow market's next row may be long in coming.
+
+        However much that is: nothing is held meanwhile, and what takes too long goes on at the next look.
+        """
         known = feed.sequence.newest_known_id
-        if newest_id is not None and known is not None and self.fetch is not None:
-            missing = newest_id - known
-            if 0 < missing <= FETCHED_IN_PLACE:
-                self.fetch(feed, [(known + 1, newest_id)])
+        if newest_id is not None and known is not None and self.fetch is not None and newest_id > known:
+            self.fetch(feed, [(known + 1, newest_id)])
 
     def _end_silence(self, feed: Feed, state: LinkState, newest_id: int, seconds: int) -> None:
         """Do something about a feed that is silent while its market trades: subscribe again, then connect anew."""
