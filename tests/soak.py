@@ -219,6 +219,11 @@ class Subject:
         if code not in accepted:
             self.complaints.append(f"life {self.lives} ended with {code} after {how.name}")
 
+    def abandon(self) -> None:
+        """Leave no process behind, whatever happened."""
+        if self.process is not None and self.process.returncode is None:
+            self.process.kill()
+
     def memory_bytes(self) -> int:
         found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text())
         return int(found[1]) * 1024 if found else 0
@@ -494,7 +499,8 @@ def ends(data_dir: Path, feed: Feed) -> list[tuple[int, int]]:
             found.append((int(first), int(last)))
         elif path.suffix == ".csv":
             with contextlib.suppress(FileNotFoundError):  # it was sealed just now
-                ids = [line.split(b",")[ID_COLUMN] for line in path.read_bytes().splitlines(keepends=True)[:-1]]
+                lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+                ids = [line.split(b",")[ID_COLUMN] for line in lines]
                 found += [(int(ids[0]), int(ids[-1]))] if ids else []
     return sorted(found)
 
@@ -643,9 +649,12 @@ async def judged(course: Course, seed: int, say: Callable[[str], None], keep: Pa
             path = parent / "config.json"
             path.write_bytes(orjson.dumps(configuration(world.data_dir, servers)))
             world.subject.command = [sys.executable, "-m", "tickcollect", "run", "--config", str(path)]
-            await begin(world, verdict)
-            await course(world, FAULTS | (DISK if has_disk else {}), verdict)
-            await world.subject.end(signal.SIGTERM)
+            try:
+                await begin(world, verdict)
+                await course(world, FAULTS | (DISK if has_disk else {}), verdict)
+                await world.subject.end(signal.SIGTERM)
+            finally:
+                world.subject.abandon()
         verdict.lives = world.subject.lives
         verdict.mistakes += world.subject.complaints
         for feed, played in played_feeds(world).items():

@@ -6,6 +6,8 @@ the same call in every run. `FAULT_POINTS=all` leaves out nothing; an ordinary r
 only look (`LOOKING`), and of the real process the first of each kind.
 """
 
+import asyncio
+import json
 import os
 import re
 import shutil
@@ -20,8 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import soak
 
 from tickcollect import journal
+from tickcollect.dataset.replay import ReplayServer, serve
 from tickcollect.segments import FeedPath, OpenFiles, Segments
 
 DAY = 20_648
@@ -291,3 +295,135 @@ def test_taking_back_may_fail_too(tmp_path: Path, strace: str, fault: str, secon
         return untouched or not re.search(r"write\(.*INJECTED", log.read_text())
 
     visit(live_at)
+
+
+# The real process ---------------------------------------------------------------------------------------------------
+
+START_MS = 1_784_000_000_000
+PROCESS_POINTS = [
+    (call, fault, n)
+    for call, faults in {
+        "write": (*REFUSED, *KILLED),
+        "openat": ("I/O error", *KILLED),
+        "fdatasync": ("I/O error", *KILLED),
+        "fsync": ("I/O error", *KILLED),
+        "rename": ("I/O error", *KILLED),
+        "unlink": ("I/O error", *KILLED),
+    }.items()
+    for fault in faults
+    for n in (range(1, 9) if ALL else (2,) if call in {"write", "openat"} else (1,))
+]
+
+
+def first_files(directory: Path, market: soak.RememberedMarket, rotate_size: int) -> list[Path]:
+    """Return the names, open, sealed and unconfirmed, of the first three segments of a market's busiest feed."""
+    found: list[Path] = []
+    ids: list[int] = []
+    size = 0
+    for message in market.messages(["btcusdt@trade"]):
+        value = json.loads(message.data)
+        line = soak.LINES["trade"](value, value["E"])
+        if size + len(line) > rotate_size:
+            name = f"BTCUSDT-trade-2026-07-14-{ids[0]}"
+            zipped = directory / f"{name}-{ids[-1]}.csv.zip"
+            found += [directory / f"{name}.csv", zipped, zipped.with_name(f"{zipped.name}.unconfirmed")]
+            ids, size = [], 0
+        if len(found) == 9:
+            return found
+        ids.append(value["t"])
+        size += len(line)
+    return found
+
+
+@dataclass
+class Run:
+    """One collector of one busy feed, whose market lasts some seconds."""
+
+    root: Path
+    server: ReplayServer
+    market: soak.RememberedMarket
+
+    @property
+    def data_dir(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def played(self) -> soak.Played:
+        return self.market.rows["BTCUSDT"]
+
+    def is_complete(self) -> bool:
+        ends = soak.ends(self.data_dir, PROCESS_FEED)
+        over = self.server.played["btcusdt@trade"] > 0 and not any(not play.done() for play in self.server._plays)
+        return (
+            over and bool(ends) and soak.complete_up_to(self.data_dir, PROCESS_FEED, ends[0][0]) == self.played.last_id
+        )
+
+    def starts(self) -> int:
+        """Return how often it has recovered its files and begun."""
+        path = self.data_dir / "journal.jsonl"
+        return path.read_bytes().count(b'"event":"started"') if path.exists() else 0
+
+    async def live(self, *prefix: str) -> str:
+        """Let the process live until it ends by itself or has everything, and then stop it; return what it said."""
+        command = [*prefix, sys.executable, "-m", "tickcollect", "run", "--config", str(self.root / "config.json")]
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.root
+        )
+        said = asyncio.ensure_future(process.communicate())
+        before = self.starts()
+        try:
+            await soak.until(lambda: said.done() or (self.starts() > before and self.is_complete()), 30)
+        finally:
+            if not said.done():
+                os.kill(_traced_by(process.pid) if prefix else process.pid, signal.SIGTERM)
+        return (await said)[0].decode()
+
+
+PROCESS_FEED = ("binance", "trade", "BTCUSDT")
+ROTATE_SIZE = 20_000
+
+
+def _traced_by(pid: int) -> int:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(children[0])
+
+
+async def fail_once(root: Path, strace: str, call: str, fault: str, n: int) -> soak.Verdict:
+    """Let the `n`-th call of the real process fail, start it again without faults, and judge what is left."""
+    market = soak.RememberedMarket("binance", START_MS, symbols=1, activity=10.0, duration_s=30.0)
+    async with serve(market, speed=10.0) as server:
+        run = Run(root, server, market)
+        settings = soak.configuration(run.data_dir, [server])
+        (root / "config.json").write_text(json.dumps(settings | {"ROTATE_SIZE": ROTATE_SIZE, "FIRST_DATA_S": 1}))
+        directory = soak.directory_of(run.data_dir, PROCESS_FEED)
+        paths = [run.data_dir / "journal.jsonl", directory, *first_files(directory, market, ROTATE_SIZE)]
+        said = await run.live(*traced(strace, root / "strace", call, fault, n, paths))
+        said += await run.live()
+        complete = run.is_complete()
+    verdict = soak.Verdict(0)
+    before_first = set(range(run.played.first_id, soak.ends(run.data_dir, PROCESS_FEED)[0][0]))
+    soak.check_feed(directory, PROCESS_FEED, run.played, before_first, verdict)
+    if not complete or "Traceback" in said:
+        verdict.mistakes.append(f"not complete in the end: {said[-3000:]}")
+    if fault in REFUSED and "INJECTED" not in (root / "strace").read_text():
+        verdict.mistakes.append("it was never called")
+    return verdict
+
+
+@pytest.mark.timeout(600)
+def test_each_call_of_the_process_may_fail(tmp_path: Path, strace: str) -> None:
+    """Whatever fails in the real process, after its next start no ID that was sent behind the first row is missing."""
+
+    async def all_points() -> dict[tuple[str, str, int], soak.Verdict]:
+        turn = asyncio.Semaphore(AT_A_TIME)
+
+        async def one(call: str, fault: str, n: int) -> soak.Verdict:
+            root = tmp_path / f"{call}-{fault.replace('/', '')}-{n}"
+            root.mkdir()
+            async with turn:
+                return await fail_once(root, strace, call, fault, n)
+
+        return dict(zip(PROCESS_POINTS, await asyncio.gather(*(one(*p) for p in PROCESS_POINTS)), strict=True))
+
+    wrong = {point: verdict.mistakes for point, verdict in asyncio.run(all_points()).items() if verdict.mistakes}
+    assert not wrong
