@@ -47,8 +47,8 @@ def guided(name: str, seconds: float, seed: int) -> None:
     for number, data in enumerate(target.seeds):
         (corpus / str(number)).write_bytes(data)
 
-    def mutate(data: bytes, _longest: int, number: int) -> bytes:
-        return mutated(data, target.words, random.Random(number))
+    def mutate(data: bytes, longest: int, number: int) -> bytes:
+        return mutated(data, target.words, random.Random(number))[:longest]
 
     options = [f"-max_total_time={seconds:.0f}", f"-seed={seed}", f"-artifact_prefix=fuzz-{name}-", "-max_len=4096"]
     atheris.Setup([sys.argv[0], *options, str(corpus)], target.run, custom_mutator=mutate)
