@@ -278,12 +278,12 @@ class Config(BaseModel):
     first_data_s: float = Field(default=60.0, ge=1, le=86_400, description="seconds, 1 to 86400")
     gap_patience_s: float = Field(default=1.0, ge=0, le=60, description="seconds, 0 to 60")
     backfill: bool = Field(default=True, description="true or false, without quotes")
-    rest_share: float = Field(0.5, ge=0.05, le=0.95, description="a part of 1, 0.05 to 0.95")
-    binance_api_key: Secret = Field(SecretStr(""), description='an API key without any permission, or ""')
-    redundancy: int = Field(1, ge=1, le=2, description="1 or 2")
-    renew_after_h: float = Field(23.0, gt=0, le=23.5, description="hours, above 0 and at most 23.5")
+    rest_share: float = Field(default=0.5, ge=0.05, le=0.95, description="a part of 1, 0.05 to 0.95")
+    binance_api_key: Secret = Field(default=SecretStr(""), description='an API key without any permission, or ""')
+    redundancy: int = Field(default=1, ge=1, le=2, description="1 or 2")
+    renew_after_h: float = Field(default=23.0, gt=0, le=23.5, description="hours, above 0 and at most 23.5")
     renew_at: Annotated[str, _matches(_TIME_OF_DAY, "is not a time of day")] | None = Field(
-        None, description='a UTC time such as "03:30", or null'
+        default=None, description='a UTC time such as "03:30", or null'
     )
     seal_at_stop: bool = Field(default=False, description="true or false, without quotes")
     min_free_disk: Size = Field(default=1_000_000_000, ge=0, description=_A_SIZE)
