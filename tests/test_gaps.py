@@ -117,13 +117,13 @@ def test_copies_are_dropped_and_counted() -> None:
     """Rows that were written already are copies, however many."""
     sequence = begun()
     feed(sequence, [2, 3])
-    assert feed(sequence, [1, 2, 3, 4]) == [Copies([1, 2, 3]), run(4)]
+    assert feed(sequence, [1, 2, 3, 4]) == [Copies([1, 2, 3], ["1", "2", "3"]), run(4)]
 
 
 def test_copy_of_a_held_row() -> None:
     """A second copy of a row that still waits is a copy too."""
     sequence = begun()
-    assert feed(sequence, [3, 3]) == [Copies([3])]
+    assert feed(sequence, [3, 3]) == [Copies([3], ["3"])]
 
 
 def test_late_row_of_a_declared_gap_is_not_a_copy() -> None:

@@ -855,3 +855,20 @@ def test_happenings_of_a_link(tmp_path: Path) -> None:
             assert found.events("subscription_refused")[0]["streams"] == ["btcusdt@trade"]
 
     run(test)
+
+
+def test_a_copy_with_other_content_is_kept_and_told(tmp_path: Path) -> None:
+    """A second row with the ID of one written lately goes to quarantine if it is not the same trade."""
+
+    async def test() -> None:
+        async with desk(tmp_path) as found:
+            async with found.writing():
+                found.put(trade(1), trade(2))
+                await found.settled()
+                found.put(trade(1), trade(2, p="1.00000000"))
+                await found.settled()
+            assert found.files() == {"2026-07-14-1": line(trade(1)) + line(trade(2))}
+            assert [facts["id"] for facts in found.events("contradicted")] == [2]
+            assert [reason for _, reason in found.quarantined] == ["ID 2 was written before, with other content"]
+
+    run(test)

@@ -468,7 +468,11 @@ class Collector:
             self._tell_unsafe(feed, error)
         except SegmentError as error:
             self.tell("seal_failed", feed.name, detail=str(error))
-            if isinstance(error, DiskError) and segment.path.exists():
+            sealed_ids = _sealed_ids(feed).spans
+            is_sealed = any(first <= segment.first_id and segment.last_id <= last for first, last in sealed_ids)
+            if not segment.path.exists() and not is_sealed:
+                self._miss(feed, segment.first_id, segment.last_id)
+            elif isinstance(error, DiskError):
                 again = partial(self._loop.call_later, SEAL_AGAIN_S, self.sealing.put_nowait, (feed, segment))
                 self._loop.call_soon_threadsafe(again)
         else:

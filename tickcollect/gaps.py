@@ -66,10 +66,11 @@ class Gap:
 
 
 @dataclass(frozen=True, slots=True)
-class Copies:
-    """Rows that were written before."""
+class Copies(Generic[Row]):
+    """Rows whose IDs were written before, or wait already."""
 
     ids: Rows[int]
+    rows: Rows[Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Refused(Generic[Row]):
     reason: str
 
 
-Step = Run[Row] | Gap | Copies | Late[Row] | Restarted | Refused[Row]
+Step = Run[Row] | Gap | Copies[Row] | Late[Row] | Restarted | Refused[Row]
 
 
 @dataclass(slots=True)
@@ -169,7 +170,7 @@ class Sequence(Generic[Row]):
             elif id_ > self.next_id and id_ not in self._held:
                 self._held[id_] = _Held(row, time, HISTORY, 0)
             else:
-                steps.copy(id_)
+                steps.copy(id_, row)
         return steps.closed()
 
     def expire(self, now_s: float) -> list[Step[Row]]:
@@ -246,7 +247,7 @@ class Sequence(Generic[Row]):
             self._refuse_suspect(steps)
             self._suspect = (id_, row, time)
         else:
-            steps.copy(id_)
+            steps.copy(id_, row)
 
     def _note_arrival(self, source: int, id_: int) -> int:
         number = self._arrived.pop(source, (0, 0))[0] + 1
@@ -369,7 +370,7 @@ class _Steps(Generic[Row]):
 
     def __init__(self) -> None:
         self._done: list[Step[Row]] = []
-        self._kind: type[Run[Row] | Late[Row] | Copies] | None = None
+        self._kind: type[Run[Row] | Late[Row] | Copies[Row]] | None = None
         self._ids: list[int] = []
         self._times: list[int] = []
         self._rows: list[Row] = []
@@ -383,8 +384,9 @@ class _Steps(Generic[Row]):
         self._join(Late, id_)
         self._rows.append(row)
 
-    def copy(self, id_: int) -> None:
+    def copy(self, id_: int, row: Row) -> None:
         self._join(Copies, id_)
+        self._rows.append(row)
 
     def add(self, step: Step[Row]) -> None:
         self._close()
@@ -394,7 +396,7 @@ class _Steps(Generic[Row]):
         self._close()
         return self._done
 
-    def _join(self, kind: type[Run[Row] | Late[Row] | Copies], id_: int) -> None:
+    def _join(self, kind: type[Run[Row] | Late[Row] | Copies[Row]], id_: int) -> None:
         if kind is not self._kind:
             self._close()
             self._kind = kind
@@ -406,5 +408,5 @@ class _Steps(Generic[Row]):
         elif self._kind is Late:
             self._done.append(Late(self._ids, self._rows))
         elif self._kind is Copies:
-            self._done.append(Copies(self._ids))
+            self._done.append(Copies(self._ids, self._rows))
         self._kind, self._ids, self._times, self._rows = None, [], [], []

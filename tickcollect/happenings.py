@@ -64,6 +64,7 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     ),
     "absent": ("INFO", "{subject}: {count} IDs were never published by the exchange, {first_id} to {last_id}"),
     "lost": ("ERROR", "{subject}: {count} IDs are lost, {first_id} to {last_id}: {reason}"),
+    "contradicted": ("ERROR", "{subject}: ID {id} came again with other content, which is in quarantine"),
     "numbering_restarted": ("WARNING", "{subject}: numbering began anew at {first_id} after {last_id}"),
     "late_rows": ("WARNING", "{subject}: {count} rows came after their gap was declared, {first_id} to {last_id}"),
     "disk_trouble": ("ERROR", "{subject}: {detail} Collecting waits, and tries again every second."),

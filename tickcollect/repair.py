@@ -4,7 +4,8 @@ Rules:
 
 1. Rows are asked for by ID (`fromId`), never by time: several trades share a millisecond (Binance rest-api.md).
 2. An answer is checked before it is believed: rows of the right form, in rising order, none twice, none below what was
-   asked for, no more than the limit. One that is wrong is asked for again, and after `TRIES` given up with its reason.
+   asked for, no more than the limit. One that is wrong is asked for again, with longer and longer pauses
+   (`AGAIN_AFTER_S`), and then given up with its reason.
 3. An ID that is missing between two rows of an answer, or before a later one, does not exist at the exchange
    (`Absent`): its archive has such holes, and futures history leaves out placeholders and internal fills. Except for
    those, a second answer must show the same.
@@ -25,7 +26,8 @@ from tickcollect.events import FuturesTrade, Message, MessageType
 from tickcollect.exchanges.binance import OUTSIDE_HISTORY, Market, Source, history_rows, history_type
 from tickcollect.rest import BadAnswerError, BadRequestError, Rest
 
-TRIES = 4
+REFUSED_FOR_GOOD = range(-1199, -1099)
+"""Error codes that tell a wrong request, such as a symbol that is no more (errors.md, "11xx"): it stays wrong."""
 AGAIN_AFTER_S = (1.0, 5.0, 20.0)
 """Waits between the tries where an answer was empty or wrong."""
 
@@ -90,8 +92,10 @@ class History:
             except BadRequestError as error:
                 if error.code == OUTSIDE_HISTORY:
                     yield Lost(wanted, last, f"the exchange's history reaches back {self.source.reaches_back} only")
-                else:
+                elif error.code in REFUSED_FOR_GOOD:
                     yield Lost(wanted, last, f"the exchange refuses to give it: {error}")
+                else:
+                    raise
                 return
             for outcome in outcomes:
                 yield outcome

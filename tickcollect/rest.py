@@ -8,7 +8,8 @@ Rules, from Binance's rest-api.md ("Limits", 2026-07-21) and its derivatives "Ge
 2. A request is booked before it is sent, in the minute of its sending, and once more in the next minute if it is still
    unanswered when that begins: the exchange may count it in either. A refused request costs its weight too.
 3. Each answer tells the weight used by the whole address; if that is more than we booked, somebody else is using it.
-4. After 429 or 418 nothing is sent under that budget until the time told has passed. Ignoring it makes bans longer.
+4. After 429, 418 or 403 nothing is sent under that budget until the time told has passed. Ignoring it makes bans
+   longer.
 5. A request is repeated only where that can help: no connection, no or half an answer, trouble inside the exchange.
 6. Certificates are always verified. Redirects are not followed: the exchange sends none, so they come from somebody
    else. Proxies are used only where the caller names one, never from the environment. httpx is kept from logging
@@ -38,6 +39,8 @@ BODY_BYTES_MAX = 64 * 2**20
 """No answer of the exchange is near this; exchangeInfo of the spot market is about 20 MB."""
 _ERROR_BODY_BYTES_MAX = 64 * 2**10
 _MESSAGE_CHARACTERS_MAX = 200
+_FORBIDDEN_S = 60.0
+"""How long nothing is sent after a 403: the firewall's rules look at rates too."""
 _BAN_S_MIN = 120.0
 """The shortest ban by rest-api.md; taken where a 418 does not tell its end."""
 
@@ -346,6 +349,8 @@ class Rest:
                 retry_after_s = _BAN_S_MIN if status == HTTPStatus.IM_A_TEAPOT else 60 - self._clock.wall() % 60
             self._budget.close(retry_after_s, self._clock.monotonic())
             what += f", wait {math.ceil(retry_after_s)} s"
+        elif kind is ForbiddenError:
+            self._budget.close(max(_FORBIDDEN_S, retry_after_s or 0.0), self._clock.monotonic())
         return kind(what, retry_after_s=retry_after_s, code=code)
 
     async def close(self) -> None:

@@ -54,6 +54,8 @@ FETCHED_IN_PLACE = 5000
 """IDs that a hole may lack to be fetched while later rows wait: five answers of the exchange."""
 FETCHED_WITHIN_S = 20.0
 ASK_AGAIN_S = 30.0
+RUNS_REMEMBERED = 4
+"""Runs of rows a feed that copies are compared with: of a busy feed some hundred rows each, of a quiet one a few."""
 INTERVALS_AVERAGED = 20
 CARRIERS_REMEMBERED = 4
 """Connections a feed: two, and twice that while they are renewed."""
@@ -92,6 +94,8 @@ class Feed:
     """IDs of held rows that are not trades."""
     open: gaps.Ranges = field(default_factory=gaps.Ranges)
     """IDs known to be missing that history may still give."""
+    recent: deque[tuple[range, Sequence[str]]] = field(default_factory=lambda: deque(maxlen=RUNS_REMEMBERED))
+    """The rows written last, for copies to be compared with."""
     carried: dict[int, int] = field(default_factory=dict)
     """The last ID that each connection brought."""
     never_published: gaps.Ranges = field(default_factory=gaps.Ranges)
@@ -433,8 +437,9 @@ class Writer:
                     self._add(feed, ids, times, rows, None)
                 case gaps.Gap(first, last):
                     self._declare(feed, first, last)
-                case gaps.Copies(ids):
+                case gaps.Copies(ids, rows):
                     feed.copies += len(ids)
+                    self._compare(feed, ids, rows)
                 case gaps.Restarted(last, first):
                     feed.restarts += 1
                     self._end(feed)
@@ -447,6 +452,15 @@ class Writer:
                 case gaps.Refused(_, row, reason):
                     feed.refused += 1
                     self._set_aside(feed, [row], reason)
+
+    def _compare(self, feed: Feed, ids: Sequence[int], lines: Sequence[str]) -> None:
+        """Keep a copy that is none: the same ID as a row written lately, and other content."""
+        for id_, line in zip(ids, lines, strict=True):
+            written = next((old[id_ - span.start] for span, old in reversed(feed.recent) if id_ in span), line)
+            if not feed.sequence.alike(line, written):
+                feed.refused += 1
+                self.tell("contradicted", feed.name, id=id_, written=written.strip(), refused=line.strip())
+                self._set_aside(feed, [line], f"ID {id_} was written before, with other content")
 
     def _declare(self, feed: Feed, first: int, last: int) -> None:
         self._end(feed)
@@ -481,6 +495,7 @@ class Writer:
 
     def _add(self, feed: Feed, ids: range, times: Sequence[int], lines: Sequence[str], block: bytes | None) -> None:
         """Put rows that follow each other among the pending pieces, split where the day changes."""
+        feed.recent.append((ids, lines))
         self._touched[feed] = None
         if feed.not_trade_ids:
             self._add_trades(feed, ids, times, lines)
