@@ -4,6 +4,7 @@ Nothing here asks a package index: the wheel is built by the backend that is ins
 the dependencies from this one.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -30,7 +31,8 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 
 
 def output_of(*command: str | Path, cwd: Path = CHECKOUT) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -137,7 +139,13 @@ def test_files_that_make_runs_exist() -> None:
 def test_an_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
     """With a Python below 3.11, make says so, says what to do, and makes nothing."""
     old = tmp_path / "python3"
-    old.write_text('#!/bin/sh\ncase "$1" in --version) echo Python 3.9.2;; *) exit 1;; esac\n')
+    old.write_text(f"""#!/bin/sh
+case "$1" in
+--version) echo Python 3.9.2 ;;
+-c) exec '{sys.executable}' -c "import sys; sys.version_info = (3, 9, 2); $2" ;;
+*) exit 1 ;;
+esac
+""")
     old.chmod(0o755)
     shutil.copy(CHECKOUT / "Makefile", tmp_path)
     shutil.copy(CHECKOUT / "pyproject.toml", tmp_path)
