@@ -543,8 +543,9 @@ def test_live_view_leaves_the_last_table() -> None:
     assert not live_views()
 
 
-def test_frozen_terminal_holds_nothing_up() -> None:
+def test_frozen_terminal_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a terminal takes no output (Ctrl-S), the event loop goes on, and the view can still be ended."""
+    monkeypatch.setenv("TERM", "xterm")
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     with suppress(BlockingIOError):
@@ -561,13 +562,15 @@ def test_frozen_terminal_holds_nothing_up() -> None:
             assert shown.asked == 1  # drawing has not come to take it
 
     with os.fdopen(write_end, "w", encoding="utf-8") as file:
-        asyncio.run(watch(file))
-        (drawer,) = live_views()
-        os.set_blocking(read_end, False)
-        while drawer.is_alive():
-            with suppress(BlockingIOError):
-                os.read(read_end, 1 << 20)
-            drawer.join(0.001)
+        try:
+            asyncio.run(watch(file))
+        finally:
+            os.set_blocking(read_end, False)
+            for drawer in live_views():
+                while drawer.is_alive():
+                    with suppress(BlockingIOError):
+                        os.read(read_end, 1 << 20)
+                    drawer.join(0.001)
     os.close(read_end)
 
 

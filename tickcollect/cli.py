@@ -5,12 +5,17 @@ Exit codes: 0 done; 1 something failed, said in one line; 2 a mistake in the com
 """
 
 import asyncio
+import atexit
 import contextlib
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
+from queue import Full, Queue
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -30,6 +35,8 @@ EXIT_IN_USE = 75
 EXIT_AT_ONCE = 130
 
 FILES_SHOWN = 20
+LINES_WAITING = 10_000
+LINES_WRITTEN_WITHIN_S = 1.0
 
 EXCHANGES = ("binance", "binance-futures", "binance-delivery")
 STREAMS = ("trade", "aggTrade")
@@ -74,8 +81,6 @@ def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> No
 
     0 all is well, 1 it collects with trouble, 2 it is dead or hangs, 3 none has run here.
     """
-    import time  # noqa: PLC0415
-
     from rich.console import Console  # noqa: PLC0415
 
     from tickcollect import status as state  # noqa: PLC0415
@@ -232,14 +237,39 @@ def log_to(file: Path | None, level: str, console: "Console | None" = None) -> N
                 [Problem("log", None, "LOG_FILE", wrong, "Name a file that this user may write")]
             ) from error
     if console is not None:
-        # Written by a thread of the log's own: a terminal that stops taking output must not stop collecting.
-        logger.add(
-            lambda text: console.print(str(text), end="", markup=False, highlight=False, soft_wrap=True),
-            enqueue=True,
-            **plain,
-        )
+        above = partial(console.print, end="", markup=False, highlight=False, soft_wrap=True)
+        logger.add(_written_aside(above), **plain)
     else:
-        logger.add(sys.stderr, colorize=False, enqueue=True, **plain)
+        logger.add(_written_aside(partial(print, end="", file=sys.stderr, flush=True)), colorize=False, **plain)
+
+
+def _written_aside(write: "Callable[[str], object]") -> "Callable[[str], None]":
+    """Return what takes lines at once and has a thread write them.
+
+    A terminal that stops taking output (Ctrl-S, a lost line) must not stop collecting; what it does not take is left
+    out, at the end after a second.
+    """
+    lines: Queue[str] = Queue(LINES_WAITING)
+
+    def work() -> None:
+        while True:
+            line = lines.get()
+            with contextlib.suppress(OSError, ValueError):
+                write(line)
+            lines.task_done()
+
+    def finish() -> None:
+        deadline_s = time.monotonic() + LINES_WRITTEN_WITHIN_S
+        while lines.unfinished_tasks and time.monotonic() < deadline_s:
+            time.sleep(0.005)
+
+    def take(line: str) -> None:
+        with contextlib.suppress(Full):
+            lines.put_nowait(str(line))
+
+    threading.Thread(target=work, name="log", daemon=True).start()
+    atexit.register(finish)
+    return take
 
 
 async def _collect(config: "Config") -> "Summary":

@@ -27,7 +27,7 @@ MICROSECONDS_FROM = 10**14
 
 MS_PER_DAY = 86_400_000
 
-NUMBER = "(?:[0-9]++(?:[.][0-9]*+)?+|[.][0-9]*+)"
+NUMBER = "(?:[0-9]++(?:[.][0-9]*+)?|[.][0-9]*+)"
 """Digits with at most one point among them; never empty."""
 
 
@@ -216,7 +216,8 @@ def row_pattern(stream: str, symbol: str, extra_columns: int = 0) -> re.Pattern[
     fixed = {"e": stream, "s": re.escape(symbol), kind.ID_COLUMN: _ID}
     columns = [fixed.get(name, _COLUMN_PATTERNS.get(name, "")) for name in kind.COLUMNS]
     columns += ['(?![=@+])[^,"\\x00-\\x1f\\x7f]*+'] * extra_columns
-    return re.compile(("(?:" + ",".join(columns) + "\n)").encode())
+    # Atomic, because before 3.11.5 a possessive repetition of what can backtrack ends inside a row (CPython gh-106052).
+    return re.compile(("(?>" + ",".join(columns) + "\n)").encode())
 
 
 class RowCheck:

@@ -61,13 +61,13 @@ class Compression(Enum):
 
 
 _DAY_ZERO = date(1970, 1, 1).toordinal()
-_NAME_PART = re.compile(r"\w+(?:-\w+)*+")
+_NAME_PART = re.compile(r"\w+(?:-\w+)*")
 _NAME_PART_BYTES = 80
 """With two IDs of 19 digits, day and endings, a file name stays below the usual limit of 255 bytes."""
 
 _FILE_NAME = re.compile(
-    r"-(?P<day>\d{4}-\d\d-\d\d)-(?P<first>0|[1-9]\d{0,18})(?:-(?P<last>0|[1-9]\d{0,18}))?+"
-    r"\.csv(?P<packing>\.zip|\.gz|\.zst)?+(?P<temporary>\.unconfirmed)?+",
+    r"-(?P<day>\d{4}-\d\d-\d\d)-(?P<first>0|[1-9]\d{0,18})(?:-(?P<last>0|[1-9]\d{0,18}))?"
+    r"\.csv(?P<packing>\.zip|\.gz|\.zst)?(?P<temporary>\.unconfirmed)?",
     re.ASCII,
 )
 
