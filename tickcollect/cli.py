@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
 from queue import Full, Queue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
@@ -238,13 +238,14 @@ def log_to(file: Path | None, level: str, console: "Console | None" = None) -> N
             ) from error
     if console is not None:
         above = partial(console.print, end="", markup=False, highlight=False, soft_wrap=True)
-        logger.add(_written_aside(above), **plain)
+        logger.add(_written_aside(above, sys.stdout), **plain)
     else:
-        logger.add(_written_aside(partial(print, end="", file=sys.stderr, flush=True)), colorize=False, **plain)
+        plainly = partial(print, end="", file=sys.stderr, flush=True)
+        logger.add(_written_aside(plainly, sys.stderr), colorize=False, **plain)
 
 
-def _written_aside(write: "Callable[[str], object]") -> "Callable[[str], None]":
-    """Return what takes lines at once and has a thread write them.
+def _written_aside(write: Callable[[str], object], stream: TextIO) -> Callable[[str], None]:
+    """Return what takes lines at once and has a thread write them, which `write` does to `stream`.
 
     A terminal that stops taking output (Ctrl-S, a lost line) must not stop collecting; what it does not take is left
     out, at the end after a second.
@@ -254,8 +255,10 @@ def _written_aside(write: "Callable[[str], object]") -> "Callable[[str], None]":
     def work() -> None:
         while True:
             line = lines.get()
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 write(line)
+            except OSError:
+                _send_nowhere(stream)
             lines.task_done()
 
     def finish() -> None:
@@ -331,9 +334,14 @@ def say(*lines: str, err: bool = False) -> None:
         for line in lines:
             click.echo(line, err=err)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, (sys.stderr if err else sys.stdout).fileno())  # or Python's last flush would fail
-        os.close(nowhere)
+        _send_nowhere(sys.stderr if err else sys.stdout)
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    """Let what goes to a closed terminal go nowhere; or Python's last flush would fail, and the exit code be 120."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def live_view(console: "Console") -> "Show":
