@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from itertools import groupby, pairwise
+from itertools import groupby
 
 from tickcollect.events import Message, day_of
 from tickcollect.gaps import Ranges
@@ -194,17 +194,15 @@ def still_open(account: Account, on_disk: Ranges, next_id: int | None) -> Ranges
     return found
 
 
-def unexplained(account: Account, on_disk: Ranges) -> list[tuple[int, int]]:
-    """Return IDs missing between files that nothing on record explains, of a feed whose IDs rise by one (rule 4)."""
-    known = Ranges()
+def unexplained(account: Account, on_disk: Ranges, next_id: int | None) -> list[tuple[int, int]]:
+    """Return IDs below `next_id` that nothing on record explains, of a feed whose IDs rise by one (rule 4)."""
+    if account.renumbered or not on_disk.spans:
+        return []
+    missing = Ranges([(on_disk.spans[0][0], max(on_disk.spans[-1][1], (next_id or 0) - 1))])
     for spans in (on_disk.spans, account.settled.spans, account.open.spans):
         for first, last in spans:
-            known.add(first, last)
-    ends = [id_ for span in on_disk.spans for id_ in span]
-    if account.renumbered or not ends:
-        return []
-    between = pairwise(known.spans)
-    return [(left + 1, right - 1) for (_, left), (right, _) in between if min(ends) <= left and right <= max(ends)]
+            missing.remove(first, last)
+    return missing.spans
 
 
 NO_ID = 2**63

@@ -215,7 +215,7 @@ class Collector:
             if feed.sequence.next_id is None:
                 self._go_on_from_journal(feed, account)
             if not feed.has_placeholders:
-                for first, last in unexplained(account, on_disk):
+                for first, last in unexplained(account, on_disk, feed.sequence.next_id):
                     account.open.add(first, last)
                     feed.gaps += 1
                     self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)

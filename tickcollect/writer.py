@@ -438,8 +438,7 @@ class Writer:
                 case gaps.Gap(first, last):
                     self._declare(feed, first, last)
                 case gaps.Copies(ids, rows):
-                    feed.copies += len(ids)
-                    self._compare(feed, ids, rows)
+                    feed.copies += len(ids) - self._contradicting(feed, ids, rows)
                 case gaps.Restarted(last, first):
                     feed.restarts += 1
                     self._end(feed)
@@ -453,14 +452,17 @@ class Writer:
                     feed.refused += 1
                     self._set_aside(feed, [row], reason)
 
-    def _compare(self, feed: Feed, ids: Sequence[int], lines: Sequence[str]) -> None:
-        """Keep a copy that is none: the same ID as a row written lately, and other content."""
+    def _contradicting(self, feed: Feed, ids: Sequence[int], lines: Sequence[str]) -> int:
+        """Keep the copies that are none, because a row written lately has their ID and other content; count them."""
+        count = 0
         for id_, line in zip(ids, lines, strict=True):
             written = next((old[id_ - span.start] for span, old in reversed(feed.recent) if id_ in span), line)
             if not feed.sequence.alike(line, written):
+                count += 1
                 feed.refused += 1
                 self.tell("contradicted", feed.name, id=id_, written=written.strip(), refused=line.strip())
                 self._set_aside(feed, [line], f"ID {id_} was written before, with other content")
+        return count
 
     def _declare(self, feed: Feed, first: int, last: int) -> None:
         self._end(feed)
