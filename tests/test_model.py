@@ -119,20 +119,24 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = Path(tempfile.mkdtemp(prefix="tickcollect-model-"))
-        self.loop = asyncio.new_event_loop()
-        setattr(self.loop, "call_later", self.soon)  # noqa: B010 - no pause is waited for; assigning has no type
-        self.now_s = self.loop.time()
         self.published = Published()
         self.connections = itertools.count(1)
         self.never_delivered: list[int] = []
         self.journal_safe_bytes = 0
         self.safe_bytes: dict[Path, int] = {}
 
+    @initialize()
+    def begin(self) -> None:
+        """Make what must be given back: hypothesis also makes machines that it never runs."""
+        self.root = Path(tempfile.mkdtemp(prefix="tickcollect-model-"))
+        self.loop = asyncio.new_event_loop()
+        setattr(self.loop, "call_later", self.soon)  # noqa: B010 - no pause is waited for; assigning has no type
+        self.now_s = self.loop.time()
+        self.start()
+
     def soon(self, _delay_s: float, callback: Any, *arguments: Any) -> asyncio.Handle:
         return self.loop.call_soon(callback, *arguments)
 
-    @initialize()
     def start(self) -> None:
         """Start a collector as `collect` does, with a history that the model answers."""
         self.loop.run_until_complete(self._start())
@@ -327,8 +331,9 @@ class Machine(RuleBasedStateMachine):
             assert set(ids) == self.published.between(min(ids), self.published.next_id)
             assert not self.feed.open.spans
             self.kill()
-        self.loop.close()
-        shutil.rmtree(self.root)
+        if hasattr(self, "loop"):
+            self.loop.close()
+            shutil.rmtree(self.root)
 
 
 def _ids(spans: list[tuple[int, int]]) -> set[int]:
