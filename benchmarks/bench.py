@@ -142,7 +142,7 @@ def at_full_speed(bench: Bench, program: Program, tape: Tape, transport: Transpo
         started_s = feeder.started_s()
         last_id = FIRST_ID + count // tape.symbols - 1
         for place in reversed(places):
-            it.until(lambda place=place: is_complete(place, last_id), 300.0, "not all rows came")  # type: ignore[misc]
+            it.until(partial(is_complete, place, last_id), 300.0, "not all rows came")
         seconds = time.monotonic() - started_s
         cost = it.stop()
     if cost.exit_code:

@@ -375,7 +375,7 @@ class _Subscription:
 
 
 class _Listener(WSListener):
-    """Takes the frames of one connection: payloads are gathered until the socket read is used up, then decoded."""
+    """Takes the frames of one connection: payloads are gathered until the socket read is used up, then handed over."""
 
     def __init__(self, session: "_Session") -> None:
         self.state = session.state

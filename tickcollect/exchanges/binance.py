@@ -58,6 +58,10 @@ class Source:
 
 
 _TRADE_NAMES = {"t": "id", "p": "price", "q": "qty", "T": "time", "m": "isBuyerMaker"}
+_FUTURES_LATEST = {
+    "trade": Source("/trades", 5, 1000, _TRADE_NAMES),
+    "aggTrade": Source("/aggTrades", 20, 1000, {}),
+}
 
 
 @dataclass(frozen=True)
@@ -121,10 +125,7 @@ MARKETS: dict[str, Market] = {
             status_field="status",
             exchange_info_weight=1,
             weight_per_minute=2400,
-            latest={
-                "trade": Source("/trades", 5, 1000, _TRADE_NAMES),
-                "aggTrade": Source("/aggTrades", 20, 1000, {}),
-            },
+            latest=_FUTURES_LATEST,
             history={
                 "trade": Source("/historicalTrades", 200, 500, _TRADE_NAMES, "X-MBX-APIKEY", "one month"),
                 "aggTrade": Source("/aggTrades", 20, 1000, {}, "", "48 hours"),
@@ -142,10 +143,7 @@ MARKETS: dict[str, Market] = {
             status_field="contractStatus",
             exchange_info_weight=1,
             weight_per_minute=2400,
-            latest={
-                "trade": Source("/trades", 5, 1000, _TRADE_NAMES),
-                "aggTrade": Source("/aggTrades", 20, 1000, {}),
-            },
+            latest=_FUTURES_LATEST,
             history={
                 "trade": Source("/historicalTrades", 200, 500, _TRADE_NAMES, "X-MBX-APIKEY", "one month"),
                 "aggTrade": Source("/aggTrades", 20, 1000, {}, "", "24 hours"),
