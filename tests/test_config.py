@@ -129,11 +129,16 @@ def test_the_environment_speaks_json_for_lists_and_text_otherwise(tmp_path: Path
 
 def test_what_container_platforms_put_into_the_environment(tmp_path: Path) -> None:
     """A variable that resembles no key changes nothing, and a warning tells of it."""
-    environ = {"TICKCOLLECT_SERVICE_HOST": "10.0.0.1", "TICKCOLLECT_PORT": "tcp://10.0.0.1:80"}
+    environ = {
+        "TICKCOLLECT_SERVICE_HOST": "10.0.0.1",
+        "TICKCOLLECT_SERVICE_PORT": "80",
+        "TICKCOLLECT_PORT": "tcp://10.0.0.1:80",
+    }
     assert load_text(tmp_path, "{}", environ) == Config()
     assert config.warnings(tmp_path / "config.json", environ) == [
         "the environment variable TICKCOLLECT_PORT sets nothing: there is no such key",
         "the environment variable TICKCOLLECT_SERVICE_HOST sets nothing: there is no such key",
+        "the environment variable TICKCOLLECT_SERVICE_PORT sets nothing: there is no such key",
     ]
 
 
@@ -315,6 +320,27 @@ BAD_FILES: dict[str, tuple[str | bytes, list[str]]] = {
         ["config.json:1: AWS_SECRET_KEY has a space or a line break in it. "],
     ),
     "address of a bucket": ('{"S3_BUCKET": "s3://b"}', ["config.json:1: S3_BUCKET is not the name of a bucket. "]),
+    "folder that is none": (
+        '{"UPLOAD_TO": "/mnt/backup"}',
+        ["config.json:1: UPLOAD_TO is not a folder as a URL. "],
+    ),
+    "folder on a host": (
+        '{"UPLOAD_TO": "file://mnt/backup"}',
+        ["config.json:1: UPLOAD_TO is not a folder as a URL. "],
+    ),
+    "two stores": (
+        '{"S3_BUCKET": "ticks",\n"UPLOAD_TO": "file:///mnt/backup"}',
+        ["config.json:2: UPLOAD_TO is set, and so is S3_BUCKET. Keep one; the other is for "],
+    ),
+    "unknown kind of message": (
+        '{"ALERT_MUTE": ["gap", "startet"]}',
+        ['config.json:1: ALERT_MUTE[1] cannot be "startet". Did you mean started? '],
+    ),
+    "channel that is no URL": (
+        '{"ALERT_URLS": ["ntfy.sh/x"]}',
+        ["config.json:1: ALERT_URLS[0] is not a URL. Write a list "],
+    ),
+    "port out of range": ('{"METRICS_PORT": 70000}', ["config.json:1: METRICS_PORT cannot be 70000. "]),
     "folder in a bucket": ('{"S3_BUCKET": "b/c"}', ["config.json:1: S3_BUCKET is not the name of a bucket. "]),
     "chat true": (
         '{"TELEGRAM_TOKEN": "1:x", "TELEGRAM_CHAT_ID": true}',
@@ -455,6 +481,10 @@ SECRET_HOLDERS: list[dict[str, Any]] = [
     {"TELEGRAM_TOKEN": "5", "TELEGRAM_CHAT_ID": f"12:{SECRET}"},
     {"S3_BUCKET": f"s3://{SECRET}"},
     {"S3_BUCKET_PATH": [SECRET]},
+    {"ALERT_URLS": [SECRET]},
+    {"ALERT_URLS": SECRET},
+    {"ALERT_URLS": [f"slack://{SECRET} x"]},
+    {"ALERT_URLS": [f"slack://{SECRET}"], "UPLOAD_TO": SECRET, "S3_ENDPOINT_URL": f"https://u:{SECRET}@h"},
     {"PROXY": f"ftp://user:{SECRET}@host"},
     {"PROXY": f"http://user:{SECRET}@host:99999"},
     {"TELEGRAM_TOKE": SECRET},

@@ -64,6 +64,22 @@ def test_a_torn_last_line_is_kept_ended_and_skipped(tmp_path_factory: pytest.Tem
     assert path.read_bytes().startswith(whole + fragment)
 
 
+def test_only_some_kinds_of_entries_are_read(tmp_path: Path) -> None:
+    """Entries of other kinds are passed over, also those whose facts speak of the kind; torn lines are counted."""
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path, clock)
+    journal.append("gap", first_id=1)
+    journal.append("sealed", file="a.zip")
+    journal.append("note", inner={"event": "sealed"}, text='"event":"sealed"')
+    path.write_bytes(
+        path.read_bytes() + b'{"at":"2026-11-20T00:00:00Z","event":"sea\n{"event": "sealed", "at": "soon"}\n'
+    )
+    journal.append("sealed", file="b.zip")
+    reading = read(path, frozenset({"sealed", "uploaded"}))
+    assert [entry.facts["file"] for entry in reading] == ["a.zip", "b.zip"]
+    assert reading.damaged == 2
+
+
 DAMAGED = {
     "not JSON": b"?\n",
     "empty line": b"\n",

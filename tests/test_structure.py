@@ -15,15 +15,17 @@ LAYOUT: dict[str, set[str]] = {
     "events": set(),
     "files": set(),
     "gaps": set(),
+    "hours": set(),
     "journal": set(),
     "rest": set(),
     "status": set(),
+    "systemd": set(),
     # the exchanges: pure
     "exchanges": {"events"},
     # the files of a feed
     "salvage": {"events"},
     "recovery": {"files", "salvage"},
-    "segments": {"files", "recovery", "salvage"},
+    "segments": {"files", "hours", "recovery", "salvage"},
     # the path of a row, and the way back to what is missing
     "feed": {"events", "exchanges"},
     "repair": {"events", "exchanges", "gaps", "rest"},
@@ -33,12 +35,29 @@ LAYOUT: dict[str, set[str]] = {
     "happenings": {"journal"},
     "venues": {"", "config", "exchanges", "rest"},
     "watch": {"exchanges", "feed", "rest", "venues", "writer"},
+    # what is told, measured and delivered
+    "alerts": {"", "config"},
+    "backlog": {"files"},
+    "chart": {"report"},
+    "measured": {"journal"},
+    "metrics": {"", "status"},
+    "report": {"alerts", "config", "events", "files", "gaps", "hours", "journal", "measured", "status"},
+    "store": {"", "config", "files"},
+    "upload": {"", "backlog", "config", "files", "happenings", "journal", "status", "store"},
+    "check": {
+        "", "alerts", "config", "events", "exchanges", "feed", "files", "rest", "segments", "status", "store",
+        "venues", "watch",
+    },
     "collector": {
-        "", "backfill", "config", "events", "exchanges", "feed", "files", "gaps", "happenings", "journal", "recovery",
-        "repair", "rest", "salvage", "segments", "status", "venues", "watch", "writer",
+        "", "alerts", "backfill", "backlog", "config", "events", "exchanges", "feed", "files", "gaps", "happenings",
+        "journal", "measured", "metrics", "recovery", "repair", "rest", "salvage", "segments", "status", "systemd",
+        "venues", "watch", "writer",
     },
     # what a person starts
-    "cli": {"", "collector", "config", "dataset", "demo", "files", "journal", "segments", "status", "venues"},
+    "cli": {
+        "", "alerts", "chart", "check", "collector", "config", "dataset", "demo", "files", "journal", "metrics",
+        "report", "segments", "status", "store", "upload", "venues",
+    },
     "demo": {"", "cli", "collector", "config", "dataset", "events", "files"},
     "__main__": {"cli"},
     # the reading half
@@ -185,7 +204,13 @@ def test_optional_and_heavy_packages_stay_at_their_border() -> None:
     border = {
         "picows": {"feed"},
         "httpx": {"rest"},
+        "PIL": {"chart"},
+        "apprise": {"alerts"},
+        "boto3": {"store"},
+        "botocore": {"store"},
         "click": {"cli", "demo"},
+        "prometheus_client": {"metrics"},
+        "telegram": {"alerts"},
         "pydantic": {"config"},
         "websockets": {"dataset"},
     }

@@ -48,6 +48,12 @@ DEFAULT_PATH = Path("config.json")
 PREFIX = "TICKCOLLECT_"
 """What the name of an environment variable adds to the key."""
 
+NOTICE_KINDS = (
+    "started", "stopped", "disconnected", "gap", "lost", "silent", "disk", "quarantine", "upload", "limits",
+    "delisted", "clock", "heartbeat", "trouble",
+)  # fmt: skip
+"""Kinds of messages that can be muted; `alerts.incidents` tells what each is about."""
+
 _FILE_BYTES_MAX = 1_000_000
 _QUOTED_CHARACTERS_MAX = 40
 
@@ -91,6 +97,8 @@ _UNIT_BYTES = {"B": 1} | {
     for unit, base in (("B", 1000), ("IB", 1024))
     for power, prefix in enumerate("KMGT", start=1)
 }
+_ALERT_NAME = re.compile(r"(?:\w[\w .:@-]{0,59})?")
+_STORE_REGION = re.compile(r"[a-z0-9-]{0,40}")
 _TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _SYMBOL = re.compile(r"[^\W_][\w-]{0,39}")
 _COLUMN = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
@@ -172,6 +180,19 @@ def _check_url(value: str, schemes: Sequence[str]) -> None:
 def _unspaced(value: SecretStr) -> SecretStr:
     if re.search(r"\s", value.get_secret_value()):
         raise ValueError("has a space or a line break in it")
+    return value
+
+
+def _folder(value: str) -> str:
+    """Check a folder's URL. It has three slashes: with two, the folder's first part would be a host's name."""
+    if value and (not value.isprintable() or not re.match(r"file:///[^/]", value)):
+        raise ValueError("is not a folder as a URL")
+    return value
+
+
+def _alert_url(value: SecretStr) -> SecretStr:
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*://\S+", value.get_secret_value()) is None:
+        raise ValueError("is not a URL")
     return value
 
 
@@ -300,27 +321,63 @@ class Config(BaseModel):
         default="", description="the bucket's bare name; a folder inside it belongs in S3_BUCKET_PATH"
     )
     s3_bucket_path: str = Field(default="", description='the folder inside the bucket, as text, or ""')
+    s3_endpoint_url: Annotated[str, _address("http", "https")] | None = Field(
+        default=None,
+        description="the address of a store that is not Amazon's, such as https://minio.example:9000, or null",
+    )
+    s3_region: Annotated[str, _matches(_STORE_REGION, "is not a region")] = Field(
+        default="", description='a region such as "eu-central-1", or ""'
+    )
+    s3_checksum: Literal["sha256", "md5"] = Field(default="sha256", description="one of sha256, md5")
+    upload_to: Annotated[str, AfterValidator(_folder)] = Field(
+        default="", description='a folder such as "file:///mnt/backup", or "" for the bucket'
+    )
+    upload_parallel: int = Field(default=4, ge=1, le=64, description="a whole number of files, 1 to 64")
+    upload_within_h: float = Field(default=6.0, gt=0, le=24, description="hours, above 0 and at most 24")
     telegram_token: Secret = Field(default=SecretStr(""), description='the token that BotFather gave, or ""')
     telegram_chat_id: Annotated[str, BeforeValidator(_chat)] = Field(
         default="", description='the chat\'s number, or its name as text ("@channel"), or ""'
+    )
+    telegram_api_url: Annotated[str, _address("http", "https")] = Field(
+        default="https://api.telegram.org", description="the address of a Bot API server"
+    )
+    alert_urls: Annotated[tuple[Annotated[SecretStr, AfterValidator(_alert_url)], ...], Strict(strict=False)] = Field(
+        default=(), description='a list of apprise URLs such as ["ntfys://ntfy.sh/my-topic"]'
+    )
+    alert_mute: Annotated[tuple[Annotated[str, _one_of(NOTICE_KINDS)], ...], Strict(strict=False)] = Field(
+        default=(), description=f"a list of kinds of messages not to send, of {', '.join(NOTICE_KINDS)}"
+    )
+    alert_disconnected_s: float = Field(default=60.0, ge=0, le=86_400, description="seconds, 0 to 86400")
+    alert_heartbeat_at: Annotated[str, _matches(_TIME_OF_DAY, "is not a time of day")] | None = Field(
+        default="08:00", description='a UTC time such as "08:00", or null'
+    )
+    alert_name: Annotated[str, _matches(_ALERT_NAME, "is not a name")] = Field(
+        default="", description='a name of up to 60 characters for this collector, or "" for the machine\'s'
+    )
+    metrics_port: int | None = Field(default=None, ge=1, le=65_535, description="a port, 1 to 65535, or null")
+    metrics_address: str = Field(
+        default="127.0.0.1", min_length=1, description='an address to listen at, such as "127.0.0.1"'
     )
 
 
 KEYS: tuple[str, ...] = tuple(name.upper() for name in Config.model_fields)
 """Every key, as written in the file."""
 
-SECRET_KEYS = ("BINANCE_API_KEY", "AWS_ACCESS_KEY", "AWS_SECRET_KEY", "TELEGRAM_TOKEN")
+SECRET_KEYS = ("BINANCE_API_KEY", "AWS_ACCESS_KEY", "AWS_SECRET_KEY", "TELEGRAM_TOKEN", "ALERT_URLS")
 
-_LIST_KEYS = ("COLLECT", "EXTRA_COLUMNS")
+_LIST_KEYS = ("COLLECT", "EXTRA_COLUMNS", "ALERT_URLS", "ALERT_MUTE")
 _NUMBER_KEYS = (
     "ROTATE_SIZE", "SYNC_INTERVAL_S", "QUEUE_ROWS", "FIRST_DATA_S", "GAP_PATIENCE_S", "BACKFILL", "REST_SHARE",
-    "REDUNDANCY", "RENEW_AFTER_H", "SEAL_AT_STOP", "MIN_FREE_DISK",
+    "REDUNDANCY", "RENEW_AFTER_H", "SEAL_AT_STOP", "MIN_FREE_DISK", "UPLOAD_PARALLEL", "UPLOAD_WITHIN_H",
+    "ALERT_DISCONNECTED_S", "METRICS_PORT",
 )  # fmt: skip
 
 _QUOTED = frozenset({
     "exchange", "stream", "symbols", "rotate_size", "compression", "extra_columns", "not_trades", "sync_interval_s",
     "queue_rows", "first_data_s", "gap_patience_s", "backfill", "rest_share", "redundancy", "renew_after_h",
-    "renew_at", "seal_at_stop", "min_free_disk", "log_level",
+    "renew_at", "seal_at_stop", "min_free_disk", "log_level", "s3_region", "s3_checksum",
+    "upload_parallel", "upload_within_h", "alert_mute", "alert_disconnected_s", "alert_heartbeat_at", "alert_name",
+    "metrics_port", "metrics_address",
 })  # fmt: skip
 """Whose values an error may quote (rule 3): names that everybody knows, and numbers."""
 
@@ -349,7 +406,7 @@ def load(path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, 
         problems += [_explained(detail, origins) for detail in config]
     if file_was_read:
         problems += _half_given(values, origins)
-    problems += _collected_twice(values.get("COLLECT"), origins)
+    problems += _collected_twice(values.get("COLLECT"), origins) + _two_stores(values, origins)
     if problems or not isinstance(config, Config):
         order = [source.name for source in sources]
         raise ConfigError(sorted(problems, key=lambda problem: (order.index(problem.source), problem.line or 0)))
@@ -514,7 +571,7 @@ def _from_environment(environ: Mapping[str, str]) -> tuple[_Source, list[Problem
     problems: list[Problem] = []
     for name, text in environ.items():
         key = name.removeprefix(PREFIX)
-        if not name.startswith(PREFIX) or not text or (key not in KEYS and _nearest(key, KEYS) is None):
+        if not name.startswith(PREFIX) or not text or (key not in KEYS and not _meant_as_key(key)):
             continue
         values[key] = text
         if key in (*_NUMBER_KEYS, *_LIST_KEYS):
@@ -582,6 +639,14 @@ def _half_given(values: Mapping[str, object], origins: Mapping[str, _Source]) ->
     ]
 
 
+def _two_stores(values: Mapping[str, object], origins: Mapping[str, _Source]) -> list[Problem]:
+    """Return the folder that stands beside a bucket: files go to one store."""
+    if not (values.get("UPLOAD_TO") and values.get("S3_BUCKET")):
+        return []
+    wrong = "is set, and so is S3_BUCKET"
+    return [origins["UPLOAD_TO"].problem(("UPLOAD_TO",), wrong, "Keep one; the other is for `tickcollect upload --to`")]
+
+
 def _collected_twice(entries: object, origins: Mapping[str, _Source]) -> list[Problem]:
     """Return the feeds that more than one place asks for. Entries with mistakes of their own are left to those."""
     problems: list[Problem] = []
@@ -598,6 +663,11 @@ def _collected_twice(entries: object, origins: Mapping[str, _Source]) -> list[Pr
                 wrong = f"asks for {' '.join(feed)} again, which {_key(places[feed])} asked for"
                 problems.append(origins["COLLECT"].problem(place, wrong, "Keep one"))
     return problems
+
+
+def _meant_as_key(name: str) -> bool:
+    """Tell whether an unknown variable resembles a key, and none of those that Kubernetes makes for each service."""
+    return not name.startswith(("SERVICE_", "PORT_")) and _nearest(name, KEYS) is not None
 
 
 def _did_you_mean(text: str, names: Iterable[str]) -> str:

@@ -77,6 +77,18 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "clock_stepped": ("WARNING", "{subject}: its clock was set by {seconds} s; times of arrival step with it"),
     "clock_offset": ("DEBUG", "{subject}: its clock is {offset_ms} ms ahead of this machine's"),
     "clock_wrong": ("WARNING", "{subject}: this machine's clock is wrong by {offset_ms} ms; run an NTP client"),
+    "limits_changed": (
+        "WARNING",
+        "{subject}: the exchange allows {now} request weight a minute now, before it was {was}",
+    ),
+    "state_changed": ("WARNING", "{subject}: the exchange changed its state from {was} to {state}"),
+    "uploaded": ("DEBUG", "{subject}: {file} is in {store} ({proof})"),
+    "deleted": ("INFO", "{subject}: {file} was deleted here: {detail}"),
+    "name_taken": ("ERROR", "{subject}: {file} was not uploaded, because its name is taken: {detail}"),
+    "upload_done": ("INFO", "{subject}: everything is there; {files} files were sent, {bytes} bytes in {seconds} s"),
+    "upload_failed": ("ERROR", "{subject}: {waiting} files are not there yet, {sent} were sent: {reason}"),
+    "channel_failed": ("ERROR", "{subject}: alerts cannot be sent: {detail}"),
+    "channel_again": ("INFO", "{subject}: alerts are sent again: {detail}"),
     "stopped": ("INFO", "{subject}: stopped after {rows} rows"),
 }
 """Every happening: how loud it is, and how it reads. The journal keeps the facts."""

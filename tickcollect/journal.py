@@ -15,6 +15,7 @@ Any thread may append. Times come from the clock given, in UTC.
 
 import errno
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -122,21 +123,28 @@ class Journal:
 
 @dataclass(slots=True)
 class Reading:
-    """A journal's entries, oldest first. `damaged` counts the lines met so far that are no entry."""
+    """A journal's entries, oldest first, of some kinds or of all. `damaged` counts the lines that are no entry.
+
+    A line of another kind is passed over by its bytes, unread: a journal of years has few entries that one wants.
+    """
 
     path: Path
+    only: frozenset[str] | None = None
     damaged: int = field(default=0, init=False)
 
     def __iter__(self) -> Iterator[Entry]:
         self.damaged = 0
+        wanted = None if self.only is None else _kinds(self.only)
         try:
             with self.path.open("rb") as file:
                 while line := file.readline(MAX_LINE):
+                    if wanted is not None and line.endswith(b"}\n") and wanted.search(line) is None:
+                        continue
                     entry = _parse(line)
                     if entry is None:
                         self.damaged += 1
                         _skip_rest(file, line)
-                    else:
+                    elif self.only is None or entry.event in self.only:
                         yield entry
         except FileNotFoundError:
             return
@@ -144,9 +152,17 @@ class Reading:
             raise JournalError("read", self.path, error) from error
 
 
-def read(path: Path) -> Reading:
-    """Return the entries of a journal; none if there is no such file. Iterating raises `JournalError`."""
-    return Reading(path)
+def read(path: Path, only: frozenset[str] | None = None) -> Reading:
+    """Return the entries of a journal, all or those of some kinds; none if there is no file.
+
+    Iterating raises `JournalError`.
+    """
+    return Reading(path, only)
+
+
+def _kinds(events: frozenset[str]) -> re.Pattern[bytes]:
+    """Return what a line of one of these kinds contains; the line as a whole still has to be looked at."""
+    return re.compile(b'"event": ?"(?:%s)"' % b"|".join(re.escape(event).encode() for event in sorted(events)))
 
 
 def _line(time_ns: int, event: str, facts: dict[str, object]) -> bytes:
