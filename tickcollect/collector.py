@@ -68,7 +68,7 @@ from tickcollect.segments import (
     open_file_limit,
 )
 from tickcollect.venues import USER_AGENT, Venue, ask_symbols, check_symbols, venues
-from tickcollect.watch import ClockWatch, SilenceWatch
+from tickcollect.watch import ClockWatch, ListingWatch, SilenceWatch
 from tickcollect.writer import FETCHED_WITHIN_S, Feed, Routes, Writer
 
 Result = TypeVar("Result")
@@ -165,6 +165,7 @@ class Collector:
 
         self.silence = SilenceWatch(self.tell, config.first_data_s, self.writer.fetch)
         self.clocks = ClockWatch([venue for venue, _ in venue_infos], self.tell)
+        self.listings = ListingWatch(venue_infos, self.tell)
 
     async def open(self) -> None:
         """Lock and recover every feed's files, in the disk thread. Raises `SegmentError`."""
@@ -360,7 +361,7 @@ class Collector:
         """Collect until `stop` is set, then stop in order."""
         self.state = "running"
         gc.freeze()  # what exists now stays: the collector of cycles need not look at it again
-        background = [self._sync(), self._seal(), self._look_around(), self.clocks.run()]
+        background = [self._sync(), self._seal(), self._look_around(), self.clocks.run(), self.listings.run()]
         around = Surroundings(
             self.inbox,
             time.time_ns,

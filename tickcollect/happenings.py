@@ -99,6 +99,8 @@ class Happenings:
     """What happened: logged at once, kept for the journal until a thread of the disk writes it."""
 
     journal: Journal
+    also: Callable[[str, str, dict[str, object]], None] | None = None
+    """Told of everything too: event, subject and facts. It never waits and never fails either."""
     _waiting: deque[tuple[str, dict[str, object]]] = field(default_factory=lambda: deque(maxlen=HAPPENINGS_KEPT))
     refused: str = ""
     """Why the journal cannot be written at present; empty while it can."""
@@ -109,6 +111,8 @@ class Happenings:
         level, text = HAPPENINGS[event]
         logger.log(level, "{}", text.format(subject=subject, **facts).strip())
         self._waiting.append((event, {"subject": subject, **facts}))
+        if self.also is not None:
+            self.also(event, subject, facts)
 
     def write(self) -> None:
         """Append what waits to the journal; what the disk refuses stays waiting. From any thread, not from the loop."""

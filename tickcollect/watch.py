@@ -1,4 +1,4 @@
-"""Watches: a feed's silence and the clocks, which no message tells of.
+"""Watches: a feed's silence, the clocks and the exchange's list of symbols, which no message tells of.
 
 Rules:
 
@@ -9,6 +9,8 @@ Rules:
    is dropped for a new one. What was missed is fetched.
 3. A step of this machine's clock is noticed by comparing it with the monotonic clock. Its offset to the exchanges' is
    measured every ten minutes, because `T` and `E` are theirs and the time of arrival is ours.
+4. The exchange's own list is read again every six hours: a symbol that stops trading, or is gone from the list, and a
+   changed request limit are told of, and the limit is kept from then on.
 """
 
 import asyncio
@@ -19,7 +21,14 @@ from dataclasses import dataclass, field
 
 from loguru import logger
 
-from tickcollect.exchanges.binance import history_rows, history_type, server_time_ms, stream_name
+from tickcollect.exchanges.binance import (
+    ExchangeInfo,
+    exchange_info,
+    history_rows,
+    history_type,
+    server_time_ms,
+    stream_name,
+)
 from tickcollect.feed import LinkState
 from tickcollect.rest import RestError
 from tickcollect.venues import Venue
@@ -34,6 +43,8 @@ CLOCK_LOOK_S = 1.0
 CLOCK_STEP_S = 1.0
 CLOCK_INTERVAL_S = 600.0
 CLOCK_WRONG_MS = 2000
+LISTING_INTERVAL_S = 6 * 3600.0
+GONE = "gone from its list"
 
 
 @dataclass
@@ -126,6 +137,47 @@ class SilenceWatch:
             return
         self.tell("silent", feed.name, seconds=seconds, exchange_id=newest_id)
         state.current.drop(f"{feed.path.stream} of {feed.path.symbol} is silent although its market trades")
+
+
+@dataclass
+class ListingWatch:
+    """Watches what each exchange says of its symbols and its request limit (rule 4)."""
+
+    venues: Sequence[tuple[Venue, ExchangeInfo]]
+    """With what each exchange said at the start."""
+    tell: Tell
+    interval_s: float = LISTING_INTERVAL_S
+    _states: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Compare, now with what this version knows, then every `interval_s` with what was said before."""
+        for venue, info in self.venues:
+            self._compare_limit(venue, venue.market.weight_per_minute, info.weight_per_minute)
+            self._states |= {(venue.market.name, symbol): state for symbol, state in info.statuses.items()}
+        while True:
+            await asyncio.sleep(self.interval_s)
+            for venue, _ in self.venues:
+                await self._look(venue)
+
+    async def _look(self, venue: Venue) -> None:
+        market = venue.market
+        try:
+            body = await venue.rest.get(f"{market.rest_prefix}/exchangeInfo", weight=market.exchange_info_weight)
+            info = await asyncio.to_thread(exchange_info, market, body)
+        except (RestError, ValueError) as error:
+            logger.debug("{}: its list of symbols cannot be read again: {}", market.name, error)
+            return
+        self._compare_limit(venue, venue.budget.limit, info.weight_per_minute)
+        venue.budget.limit = info.weight_per_minute
+        for stream, symbol in venue.feeds:
+            was, state = self._states[market.name, symbol], info.statuses.get(symbol, GONE)
+            if state != was:
+                self.tell("state_changed", f"{market.name}/{stream}/{symbol}", was=was, state=state)
+        self._states |= {(market.name, symbol): info.statuses.get(symbol, GONE) for _, symbol in venue.feeds}
+
+    def _compare_limit(self, venue: Venue, was: int, now: int) -> None:
+        if was != now:
+            self.tell("limits_changed", venue.market.name, was=was, now=now)
 
 
 @dataclass

@@ -265,12 +265,14 @@ class Writer:
         exchange, url = item.link.exchange, item.link.link.url
         match item:
             case Connected(link):
-                self.tell("connected", exchange, url=url, streams=len(link.link.streams))
-            case Disconnected():
+                self.tell("connected", exchange, url=url, link=self._place(link), streams=len(link.link.streams))
+            case Disconnected(link):
                 self.tell(
                     "disconnected" if item.opened else "cannot_connect",
                     exchange,
                     url=url,
+                    link=self._place(link),
+                    streams=len(link.link.streams),
                     reason=item.reason,
                     remedy=item.remedy,
                     retry_in_s=round(item.retry_in_s, 1),
@@ -283,6 +285,11 @@ class Writer:
                 self.tell(
                     "subscription_refused", exchange, streams=list(streams), code=error.code, message=error.message
                 )
+
+    def _place(self, link: LinkState) -> str:
+        """Tell one of an exchange's connections from the others: `2 of 3`."""
+        of_exchange = [other for other in self.routes if other.exchange == link.exchange]
+        return f"{of_exchange.index(link) + 1} of {len(of_exchange)}"
 
     def _take_batch(self, batch: Batch, now_s: float) -> None:
         """Decode a batch and group it by feed, keeping each feed's order."""
