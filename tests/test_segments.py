@@ -623,6 +623,7 @@ def test_a_sealed_file_unpacks_to_the_rows(tmp_path: Path, compression: Compress
         assert content(segments) == rows(range(100, 105))
         assert sealed.size == sealed.path.stat().st_size
         assert sealed.csv.sha256 == hashlib.sha256(rows(range(100, 105))).hexdigest()
+        assert sealed.hours == [5] + [0] * 23
         assert sealed.path.stat().st_mode & 0o137 == 0
         packed.append(sealed.path.read_bytes())
     assert packed[0] == packed[1]

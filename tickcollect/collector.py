@@ -490,6 +490,7 @@ class Collector:
                 bytes=sealed.size,
                 csv_bytes=segment.size,
                 csv_sha256=sealed.csv.sha256,
+                hours=sealed.hours,
             )
 
     async def _seal_all(self) -> None:

@@ -36,7 +36,7 @@ import os
 import resource
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from operator import lt
@@ -67,6 +67,7 @@ from tickcollect.files import (
     read_back,
     sync_directory,
 )
+from tickcollect.hours import HourCount
 from tickcollect.recovery import Recovered, Recovery, quarantine, this_boot
 from tickcollect.salvage import Cut, Numbering
 
@@ -298,6 +299,8 @@ class Sealed:
     segment: Segment
     size: int
     csv: Digest
+    hours: list[int]
+    """Rows by UTC hour of their trade time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -622,22 +625,26 @@ class Segments:
         name = self.feed.sealed_name(segment.day, segment.first_id, segment.last_id, self._compression)
         final = segment.path.with_name(name)
         try:
-            digest = self._already_sealed(segment, final) if final.exists() else self._pack(segment, final)
+            hours = HourCount()
+            if final.exists():
+                digest = self._already_sealed(segment, final, hours)
+            else:
+                digest = self._pack(segment, final, hours)
             sync_directory(final.parent)
             size = final.stat().st_size
             segment.path.unlink()
         except OSError as error:
             raise _disk_error("seal", segment.path, error) from error
-        return Sealed(final, segment, size, digest)
+        return Sealed(final, segment, size, digest, hours.hours)
 
-    def _pack(self, segment: Segment, final: Path) -> Digest:
+    def _pack(self, segment: Segment, final: Path, hours: HourCount) -> Digest:
         packing = PACKINGS[self._compression]
         temporary = final.with_name(final.name + TEMPORARY)
         member = final.name.removesuffix(packing.suffix)
         try:
             with segment.path.open("rb") as csv, open(temporary, "wb", opener=private) as file:
                 with packing.write(file, member, segment.day) as sink:
-                    digest = digest_of(copying(chunks_of(csv, segment.size), sink))
+                    digest = digest_of(copying(_counted(chunks_of(csv, segment.size), hours), sink))
                 file.flush()
                 os.fsync(file.fileno())
             _check_digest(segment, digest, read_back(temporary, packing.read))
@@ -647,15 +654,22 @@ class Segments:
             raise
         return digest
 
-    def _already_sealed(self, segment: Segment, final: Path) -> Digest:
+    def _already_sealed(self, segment: Segment, final: Path, hours: HourCount) -> Digest:
         """Compare the two files that a crash between the rename and the deletion leaves."""
         with segment.path.open("rb") as csv:
-            digest = digest_of(chunks_of(csv, segment.size))
+            digest = digest_of(_counted(chunks_of(csv, segment.size), hours))
         if read_back(final, PACKINGS[self._compression].read) != digest:
             raise NameTakenError(
                 f"{final} exists and holds other rows than {segment.path}. Both were kept: compare them."
             )
         return digest
+
+
+def _counted(chunks: Iterable[bytes], hours: HourCount) -> Iterator[bytes]:
+    """Give `chunks` on, each after its rows were counted."""
+    for chunk in chunks:
+        hours.add(chunk)
+        yield chunk
 
 
 def _inode(found: os.stat_result) -> tuple[int, int]:
