@@ -20,12 +20,15 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import zstandard
 
 from tickcollect.dataset.replay import Market, ReplayServer, open_recordings, serve
+
+if TYPE_CHECKING:
+    from stores.swift import SwiftStore
 
 Result = TypeVar("Result")
 
@@ -231,6 +234,21 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
         if program.process.poll() is None:
             program.process.kill()
         program.process.wait()
+
+
+# --- Where it uploads to -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SwiftStore"]:
+    """OpenStack Swift, one for all tests; each makes a bucket of its own."""
+    from stores.swift import serving, why_not
+
+    folder = tmp_path_factory.mktemp("swift")
+    if reason := why_not(folder):
+        pytest.skip(reason)
+    with serving(folder) as store:
+        yield store
 
 
 # --- What it leaves behind -----------------------------------------------------------------------------------------
