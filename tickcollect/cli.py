@@ -101,6 +101,46 @@ def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> No
 
 
 @main.command(
+    short_help="See whether all is ready to be left alone.",
+    epilog="""\b
+Examples:
+  tickcollect check
+  tickcollect check --config /etc/tickcollect.json --no-send --json""",
+)
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="[default: config.json, if it is there]")
+@click.option(
+    "--wait", "wait_s", type=click.FloatRange(1, 3600), default=30, show_default=True, help="Seconds for data."
+)
+@click.option("--no-send", is_flag=True, help="Send no message to the channels for alerts.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def check(config_path: Path | None, wait_s: float, no_send: bool, as_json: bool) -> None:  # noqa: FBT001 - click's flags
+    """Look at configuration, disk, clock, exchange, streams, store and channels, and say what to do.
+
+    Connects as `run` does and waits for a live message of each stream; nothing is written. 0 ready, 1 something would
+    not work.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
+    from tickcollect import check as looks  # noqa: PLC0415
+
+    config = _config(config_path, (), {}, needs_feeds=False)
+    if not config.collect:
+        raise click.UsageError("nothing to collect: name what to collect in COLLECT of config.json")
+    asked = looks.Asked(config, config_path, os.environ, send=not no_send, wait_s=wait_s)
+    waiting = Console(stderr=True).status(f"looking; a live message may take {wait_s:g} s")
+    with waiting if sys.stderr.isatty() else contextlib.nullcontext():
+        findings = asyncio.run(looks.check(asked))
+    if as_json:
+        say(looks.encode(findings, time.time_ns()).decode().rstrip())
+    else:
+        console = Console(highlight=False)
+        for line in looks.lines(findings, console):
+            console.print(line)
+        say("", looks.closing(asked, findings))
+    sys.exit(looks.exit_code(findings))
+
+
+@main.command(
     short_help="Play files, or a generated market, as the exchange would.",
     epilog="""\b
 Examples:
