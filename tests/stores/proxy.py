@@ -10,12 +10,13 @@ flipped behind TLS, where there is any: the client's TLS ends here.
 
 import contextlib
 import http.client
+import re
 import ssl
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from .listening import Conversation, Listening, listening
@@ -38,11 +39,13 @@ ANSWERS: dict[str, tuple[int, str]] = {
 }
 """Harms that are answers: the status and S3's code."""
 
-HARMS = (*ANSWERS, "reset", "cut", "hang", "slow", "flip")
+HARMS = (*ANSWERS, "reset", "cut", "hang", "slow", "flip", "pause")
+"""What can be done. `flip` changes a byte of a body, or the ETag of an answer; `pause` waits until `resume` is set."""
 
 BETWEEN_TWO = {"connection", "transfer-encoding"}
 """Headers of an answer that are about one connection, and not the other."""
 
+PAUSE_WITHIN_S = 60.0
 SLOW_S = 0.3
 SLICES = 10
 
@@ -68,6 +71,7 @@ class Proxy:
     listener: Listening = field(init=False)
     seen: "Counter[str]" = field(default_factory=Counter)
     done: "Counter[Fault]" = field(default_factory=Counter)
+    resume: threading.Event = field(default_factory=threading.Event)
     keys: list[tuple[str, str]] = field(default_factory=list)
     """Each request's step and object name, in order."""
     _waiting: dict[Fault, int] = field(default_factory=dict)
@@ -99,7 +103,15 @@ class Proxy:
         elif fault.moment == "body":
             self._carry(request, fault)
         elif (answer := self._fetch(request)) is not None:
+            if fault.harm == "pause":
+                self._wait(fault.harm)
             _harm_after(request, fault.harm, answer)
+
+    def _wait(self, harm: str) -> None:
+        if harm == "pause":
+            self.resume.wait(PAUSE_WITHIN_S)
+        else:
+            time.sleep(SLOW_S)
 
     def _fault_for(self, request: Conversation) -> Fault | None:
         with self._lock:
@@ -118,8 +130,8 @@ class Proxy:
             request.wfile.write(answer.encoded(request))
 
     def _harm_before(self, request: Conversation, harm: str) -> None:
-        if harm == "slow":
-            time.sleep(SLOW_S)
+        if harm in {"slow", "pause"}:
+            self._wait(harm)
             self._carry(request)
             return
         if harm in ANSWERS and not request.waits_for_100:
@@ -136,11 +148,35 @@ class Proxy:
             store.endheaders()
             if fault is None:
                 _send(store, _framed(request))
-            elif not _harmed_body(request, fault, store):
+            elif not self._send_harmed(request, fault, store):
                 return None
             response = store.getresponse()
             headers = {name: value for name, value in response.getheaders() if name.lower() not in BETWEEN_TWO}
             return Answer(response.status, headers, response.read())
+
+    def _send_harmed(self, request: Conversation, fault: Fault, store: http.client.HTTPConnection) -> bool:
+        """Carry a body and harm it at its byte; False if the store has only a part of it and the client was told so."""
+        passed, chunks = 0, request.chunks()
+        for data in chunks:
+            place = fault.at_byte - passed
+            passed += len(data)
+            if not 0 <= place < len(data):
+                _send(store, iter([data]))
+            elif fault.harm == "flip":
+                _send(store, iter([data[:place], bytes([data[place] ^ 1]), data[place + 1 :]]))
+            elif fault.harm == "pause":
+                self._wait(fault.harm)
+                _send(store, iter([data]))
+            elif fault.harm == "slow":
+                _send(store, _slowly(data))
+            else:
+                _send(store, iter([data[:place]]))
+                store.close()
+                if fault.harm in ANSWERS:
+                    deque(chunks, maxlen=0)  # closing with bytes unread would be a reset
+                _end(request, fault.harm)
+                return False
+        return True
 
 
 @dataclass(frozen=True)
@@ -177,28 +213,6 @@ def _send(store: http.client.HTTPConnection, chunks: Iterator[bytes]) -> None:
             store.send(data)
 
 
-def _harmed_body(request: Conversation, fault: Fault, store: http.client.HTTPConnection) -> bool:
-    """Carry a body and harm it at its byte; False if the store has only a part of it and the client was told so."""
-    passed, chunks = 0, request.chunks()
-    for data in chunks:
-        place = fault.at_byte - passed
-        passed += len(data)
-        if not 0 <= place < len(data):
-            _send(store, iter([data]))
-        elif fault.harm == "flip":
-            _send(store, iter([data[:place], bytes([data[place] ^ 1]), data[place + 1 :]]))
-        elif fault.harm == "slow":
-            _send(store, _slowly(data))
-        else:
-            _send(store, iter([data[:place]]))
-            store.close()
-            if fault.harm in ANSWERS:
-                deque(chunks, maxlen=0)  # closing with bytes unread would be a reset
-            _end(request, fault.harm)
-            return False
-    return True
-
-
 def _slowly(data: bytes) -> Iterator[bytes]:
     size = len(data) // SLICES + 1
     for start in range(0, len(data), size):
@@ -216,10 +230,11 @@ def _harm_after(request: Conversation, harm: str, answer: Answer) -> None:
         request.cut()
     elif harm == "flip":
         kept = {name: value for name, value in answer.headers.items() if name.lower() != "etag"}
-        nonsense = replace(answer, headers={**kept, "ETag": f'"{"0" * 32}"'})
+        body = re.sub(rb"(<ETag>[^0-9a-f]*)[0-9a-f]{32}", rb"\g<1>" + b"0" * 32, answer.body)
+        nonsense = Answer(answer.status, {**kept, "ETag": f'"{"0" * 32}"'}, body)
         request.wfile.write(nonsense.encoded(request))
     else:
-        for piece in _slowly(whole):
+        for piece in [whole] if harm == "pause" else _slowly(whole):
             request.wfile.write(piece)
 
 
@@ -235,4 +250,7 @@ def faulty(store_port: int, tls: ssl.SSLContext | None = None) -> Iterator[Proxy
     """Run a proxy before a store of this machine, plain or as TLS, until the block ends."""
     proxy = Proxy(store_port)
     with listening(proxy.take, tls) as proxy.listener:
-        yield proxy
+        try:
+            yield proxy
+        finally:
+            proxy.resume.set()
