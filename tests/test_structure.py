@@ -29,7 +29,7 @@ LAYOUT: dict[str, set[str]] = {
     # the path of a row, and the way back to what is missing
     "feed": {"events", "exchanges"},
     "repair": {"events", "exchanges", "gaps", "rest"},
-    "writer": {"events", "exchanges", "feed", "gaps", "segments"},
+    "writer": {"events", "exchanges", "feed", "gaps", "measured", "segments"},
     "backfill": {"events", "gaps", "journal", "repair", "rest", "segments", "writer"},
     "config": {"exchanges"},
     "happenings": {"journal"},

@@ -50,6 +50,7 @@ from tickcollect.gaps import Ranges
 from tickcollect.happenings import Happenings, Quarantine, utc_text
 from tickcollect.journal import Journal
 from tickcollect.journal import read as journal_entries
+from tickcollect.measured import Measured
 from tickcollect.recovery import this_boot
 from tickcollect.repair import Absent, Found, History, Lost, history_of
 from tickcollect.rest import RestError
@@ -67,6 +68,7 @@ from tickcollect.segments import (
     lock,
     open_file_limit,
 )
+from tickcollect.systemd import Notifier, Signs, supervise
 from tickcollect.venues import USER_AGENT, Venue, ask_symbols, check_symbols, venues
 from tickcollect.watch import ClockWatch, ListingWatch, SilenceWatch
 from tickcollect.writer import FETCHED_WITHIN_S, Feed, Routes, Writer
@@ -175,6 +177,12 @@ class Collector:
         for feed in self.feeds:
             for first, last in list(feed.open.spans):
                 self._fetch_later(feed, first, last)
+        self.measured = Measured(
+            self.config.data_dir,
+            {feed.name: feed.meter for feed in self.feeds},
+            [(state, [feed.meter for feed in self._feeds_of(state)]) for state in self.links],
+            time.time_ns,
+        )
         self.tell("started", PROGRAM, feeds=len(self.feeds), data_dir=str(self.config.data_dir))
 
     def _open_venue(self, venue: Venue, info: ExchangeInfo) -> None:
@@ -406,7 +414,9 @@ class Collector:
             await self.sealing_now
         if self.config.seal_at_stop:
             await self._seal_all()
+        self.measured.cut(self._loop.time())
         await self._loop.run_in_executor(self.syncer, self._sync_all)
+        await self._loop.run_in_executor(self.syncer, self.measured.close)
         summary = self._summary()
         self._tell_carriers()
         self.tell(
@@ -442,6 +452,7 @@ class Collector:
 
     def _sync_all(self) -> None:
         self.happenings.sync()
+        self.measured.write()
         for feed in self.feeds:
             try:
                 feed.segments.sync()
@@ -510,6 +521,7 @@ class Collector:
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
             now_s = self._loop.time()
+            self.measured.look(now_s)
             if now_s - compared_s > CARRIERS_COMPARED_S:
                 compared_s = now_s
                 self._tell_carriers()
@@ -556,6 +568,13 @@ class Collector:
         self.disk_low = low
 
     # --- What others may know --------------------------------------------------------------------------------------
+
+    def signs(self) -> Signs:
+        """Return what systemd is told of."""
+        verdict = status.judge(self.snapshot(), time.time_ns(), pid_alive=True)
+        received = sum(state.messages for state in self.links)
+        waiting = self.inbox.waiting
+        return Signs(self.state, verdict.summary, waiting, received - waiting, bool(self.writer.disk_trouble))
 
     def snapshot(self) -> status.Snapshot:
         """Return the present state for the status file and the live view."""
@@ -622,9 +641,7 @@ class Collector:
 
     def _problems(self) -> list[str]:
         found = [] if not self.writer.disk_trouble else [self.writer.disk_trouble]
-        if self.happenings.refused:
-            found.append(self.happenings.refused)
-        return found
+        return found + [text for text in (self.happenings.refused, self.measured.refused) if text]
 
     def _summary(self) -> Summary:
         open_files = [feed.segments.open_segment.path for feed in self.feeds if feed.segments.open_segment]
@@ -688,7 +705,7 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
         collector = Collector(config, found)
         stack.push_async_callback(collector.release)
         await collector.open()
-        async with _status_kept(collector, config.data_dir):
+        async with _status_kept(collector, config.data_dir), _supervised(collector, stop):
             try:
                 async with (show or _unseen)(collector.snapshot):
                     await collector.run(stop)
@@ -747,3 +764,14 @@ async def _status_kept(collector: Collector, data_dir: Path) -> AsyncIterator[No
         await asyncio.wait({task})
         with contextlib.suppress(status.StatusError):
             file.finish(collector.snapshot())
+
+
+@contextlib.asynccontextmanager
+async def _supervised(collector: Collector, stop: asyncio.Event) -> AsyncIterator[None]:
+    """Tell systemd how it goes, where it has started this process, until all is closed."""
+    task = asyncio.create_task(supervise(Notifier.from_environment(os.environ, os.getpid()), collector.signs, stop))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})

@@ -40,6 +40,7 @@ from tickcollect.feed import (
     Renewing,
     SubscriptionRefused,
 )
+from tickcollect.measured import Meter
 from tickcollect.segments import DiskError, FeedPath, FileLostError, NameTakenError, Segment, Segments
 
 WRITE_INTERVAL_S = 0.02
@@ -122,6 +123,7 @@ class Feed:
     """Mean time between its messages (of one socket read) of late."""
     last_seen_s: float = float("-inf")
     """When the last row came, by the event loop's clock."""
+    meter: Meter = field(default_factory=Meter)
 
     @property
     def has_placeholders(self) -> bool:
@@ -267,6 +269,9 @@ class Writer:
             case Connected(link):
                 self.tell("connected", exchange, url=url, link=self._place(link), streams=len(link.link.streams))
             case Disconnected(link):
+                for by_symbol in self.routes[link].values() if item.opened else ():
+                    for feed in by_symbol.values():
+                        feed.meter.reconnects += 1
                 self.tell(
                     "disconnected" if item.opened else "cannot_connect",
                     exchange,
@@ -327,10 +332,14 @@ class Writer:
         steps = feed.sequence.take(ids, [row.T for row in rows], lines, now_s, batch.connection)
         if len(steps) == 1 and isinstance(steps[0], gaps.Run) and steps[0].rows is lines and not feed.not_trade_ids:
             self._add(feed, steps[0].ids, steps[0].times, lines, block)
+            feed.meter.take(batch.received_ns, rows[0].E, rows[-1].E, len(rows))
         else:
             copies = feed.copies
             self._take_steps(feed, steps)
-            batch.link.copies += feed.copies - copies
+            copies = feed.copies - copies
+            batch.link.copies += copies
+            if copies < len(rows):
+                feed.meter.take(batch.received_ns, rows[0].E, rows[-1].E, len(rows) - copies)
         if feed.sequence.held:
             self._waiting[feed] = None
         else:
