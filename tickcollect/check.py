@@ -24,11 +24,13 @@ import os
 import pwd
 import random
 import resource
+import shutil
 import socket
 import stat
 import tempfile
 import threading
 import time
+from asyncio.subprocess import DEVNULL, PIPE
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -72,6 +74,7 @@ from tickcollect.feed import (
 )
 from tickcollect.files import FeedPath, sync_directory
 from tickcollect.rest import RestError
+from tickcollect.store import NotConfiguredError, StoreError, open_store
 from tickcollect.venues import USER_AGENT, UnknownSymbolError, Venue, check_symbols, venues
 
 if TYPE_CHECKING:
@@ -103,7 +106,6 @@ DESCRIPTORS_BESIDE_FILES = 100
 NAMES_SHOWN = 5
 LINES_SHOWN = 10
 NTP = "Run an NTP client: apt install chrony, or timedatectl set-ntp true"
-CRON_MARK = "# tickcollect"
 UNIT_DIRECTORIES = (Path("/etc/systemd/system"), Path("/lib/systemd/system"), Path("~/.config/systemd/user"))
 
 
@@ -406,6 +408,111 @@ def look_at_log(asked: Asked) -> Iterator[Finding]:
         yield Finding("log", str(path), OK, "writable")
 
 
+# --- Where files go, and what starts by itself ---------------------------------------------------------------------
+
+
+def look_at_store(asked: Asked) -> Iterator[Finding]:
+    """Ask the store harmlessly whether it can be used, and whether arrival can be proved by looking."""
+    name = ""
+    try:
+        with contextlib.closing(open_store(asked.config)) as store:
+            name = store.name
+            probe = store.probe()
+    except NotConfiguredError:
+        remedy = "Set S3_BUCKET, or UPLOAD_TO to a folder of another disk, to have them delivered"
+        yield Finding("store", "", NOTE, "none is configured: sealed files stay on this machine", remedy)
+    except StoreError as error:
+        found, _, remedy = str(error).removeprefix(f"{name}: ").rstrip(".").partition(". ")
+        yield Finding("store", name, FAIL, found, remedy or "Check the network and the store, then check again")
+    else:
+        remedy = (
+            "" if probe.may_look else "Allow the key s3:GetObject to have arrival proved by looking (docs/upload.md)"
+        )
+        yield Finding("store", name, OK if probe.may_look else NOTE, probe.text, remedy)
+
+
+async def look_at_schedule(asked: Asked) -> Findings:
+    """Tell what runs by itself: the nightly upload, and the collector after the machine was started again."""
+    crontab = await _crontab()
+    config = (asked.config_path or DEFAULT_PATH).resolve()
+    return [_scheduled(job, config, crontab) for job in JOBS]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Something that has to start by itself."""
+
+    name: str
+    """In the mark of its line in the crontab."""
+    unit: str
+    """Its systemd unit."""
+    absent: str
+    """What is so without both."""
+    remedy: str
+
+
+JOBS = (
+    _Job(
+        "nightly",
+        "tickcollect-upload.timer",
+        "nothing uploads and reports by itself",
+        "Run ./add_cron.sh, or enable deploy/tickcollect-upload.timer",
+    ),
+    _Job(
+        "reboot",
+        "tickcollect.service",
+        "nothing starts the collector after a reboot",
+        "Run ./add_cron.sh --reboot, or enable deploy/tickcollect.service",
+    ),
+)
+
+
+def _scheduled(job: _Job, config: Path, crontab: Sequence[str]) -> Finding:
+    finding = partial(Finding, "schedule", job.name)
+    places = [directory.expanduser() for directory in UNIT_DIRECTORIES]
+    if any([*place.glob(f"*.wants/{job.unit}")] for place in places):
+        return finding(OK, f"{job.unit} is enabled")
+    if any((place / job.unit).exists() for place in places):
+        return finding(WARN, f"{job.unit} is there, but not enabled", f"Run: systemctl enable --now {job.unit}")
+    marks = [line.partition(f"# tickcollect:{job.name} ")[2].replace("\\%", "%") for line in crontab]
+    belonging = [
+        mark
+        for mark in filter(None, marks)
+        if config in {Path(mark).resolve(), Path(mark.rpartition(" /")[0]).resolve()}
+    ]
+    if belonging and not _cron_runs():
+        return finding(WARN, "it is in the crontab, but no cron is running", "Run: systemctl enable --now cron")
+    if belonging:
+        return finding(OK, "it is in the crontab")
+    elsewhere = "; the crontab has it for another configuration" if any(marks) else ""
+    return finding(NOTE, job.absent + elsewhere, job.remedy)
+
+
+async def _crontab() -> list[str]:
+    """Return the lines of this user's crontab; none where there is no cron, or it does not answer."""
+    program = shutil.which("crontab")
+    if program is None:
+        return []
+    process = await asyncio.create_subprocess_exec(program, "-l", stdin=DEVNULL, stdout=PIPE, stderr=DEVNULL)
+    try:
+        async with asyncio.timeout(LOCAL_WITHIN_S):
+            said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    return said.decode(errors="replace").splitlines()
+
+
+def _cron_runs() -> bool:
+    """Tell whether a cron is among the processes; yes where that cannot be seen."""
+    names = set()
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with contextlib.suppress(OSError):
+            names.add(path.read_text(encoding="utf-8", errors="replace").strip())
+    return not names or not names.isdisjoint({"cron", "crond", "fcron"})
+
+
 # --- The exchanges -------------------------------------------------------------------------------------------------
 
 
@@ -600,15 +707,11 @@ class _Listening:
                 self.is_open, self.end = False, item
                 self.ends += 1
             case SubscriptionRefused():
-                self.refused |= dict.fromkeys(item.streams, f"{item.error.message} (code {item.error.code})")
+                reason = f"{item.error.message} (code {item.error.code})"
+                self.refused |= dict.fromkeys(item.streams or self.silent, reason)
             case Odd(notice=Refused(reason) | UnknownEvent(reason)):
                 self.odd += 1
                 self.odd_reason = reason
-
-    def missed(self, newest: Mapping[str, _Newest], now_ms: float, now_s: float) -> set[str]:
-        """Return the silent streams whose market has traded since the subscription."""
-        subscribed_ms = now_ms - (now_s - self.state.connected_at_s) * 1000 + SUBSCRIBING_MS
-        return {name for name in self.silent & newest.keys() if (newest[name].at_ms or 0.0) > subscribed_ms}
 
 
 @dataclass(frozen=True)
@@ -641,8 +744,9 @@ class _Heard:
         if came := set(one.state.link.streams) - one.silent:
             what = "a live message" if len(came) == 1 else f"a live message of each of the {len(came):,}"
             yield finding(OK, f"{self.named(came)}: {what} within {status.span(max(0.1, one.slowest_s))}")
-        for name, reason in one.refused.items():
-            yield finding(FAIL, f"{self.named([name])}: refused by the exchange: {reason}", "Correct it in COLLECT")
+        for reason in sorted(set(one.refused.values())):
+            names = [name for name, said in one.refused.items() if said == reason]
+            yield finding(FAIL, f"{self.named(names)}: refused by the exchange: {reason}", "Correct it in COLLECT")
         silent = one.silent - one.refused.keys()
         if silent and not one.is_open:
             reason = one.end.reason if one.end else "the connection is not made in time"
@@ -650,27 +754,38 @@ class _Heard:
             yield finding(FAIL, f"{self.named(silent)}: {reason}", remedy[0].upper() + remedy[1:])
         elif silent:
             yield from self._silent(one, silent)
-        if one.ends and one.is_open and one.end:
+        if one.is_open and one.end:
             found = f"the connection had to be made again, because {one.end.reason}"
             yield finding(WARN, found, "Check again; if it stays so, check the network and other programs that use it")
         if one.odd:
             found = f"{_plural(one.odd, 'message')} cannot be read: {one.odd_reason}"
             yield finding(WARN, found, "Look for a newer version; until then such messages are kept in quarantine")
 
+    def of_silence(self, one: _Listening, name: str) -> Level:
+        """Tell what a silent stream of an open connection means (rule 4): FAIL its own, OK its market's, WARN either."""
+        newest = self.newest.get(name, _Newest(unknown=NOT_ASKED))
+        subscribed_ms = self.now_ms - (self.now_s - one.state.connected_at_s) * 1000
+        if newest.unknown:
+            return WARN
+        if newest.at_ms is None or newest.at_ms < subscribed_ms:
+            return OK
+        return FAIL if newest.at_ms > subscribed_ms + SUBSCRIBING_MS else WARN
+
     def _silent(self, one: _Listening, silent: set[str]) -> Iterator[Finding]:
-        """Tell of the streams of an open connection that are silent, whose fault that is (rule 4)."""
         finding = partial(Finding, "streams", one.subject)
-        missed = one.missed(self.newest, self.now_ms, self.now_s) & silent
-        unknown = {name for name in silent if name not in self.newest or self.newest[name].unknown}
-        if missed:
+        meaning = {name: self.of_silence(one, name) for name in silent}
+        if missed := [name for name in silent if meaning[name] is FAIL]:
             found = f"{self.named(missed, self.ago)}: subscribed, but silent although the market trades"
             yield finding(FAIL, found, "Check ws_url in COLLECT; if it is right, look for a newer tickcollect")
-        if unknown:
-            reason = next((self.newest[name].unknown for name in unknown if name in self.newest), "not asked about")
-            found = f"{self.named(unknown)}: subscribed, but silent; whether the market trades is not known: {reason}"
-            yield finding(WARN, found, "Check again, with more patience: --wait 300")
-        if quiet := silent - missed - unknown:
-            yield finding(OK, f"{self.named(quiet, self.ago)}: subscribed, and silent like the market")
+        if unclear := sorted(name for name in silent if meaning[name] is WARN):
+            reason = self.newest.get(unclear[0], _Newest(unknown=NOT_ASKED)).unknown or "it has hardly traded"
+            found = f"{self.named(unclear)}: subscribed, but silent, and whether its market trades is unclear: {reason}"
+            yield finding(WARN, found, "Check again with more patience: tickcollect check --wait 300")
+        if quiet := [name for name in silent if meaning[name] is OK]:
+            yield finding(OK, f"{self.named(quiet, self.ago)}: subscribed, and as silent as the market")
+
+
+NOT_ASKED = "there was no time to ask"
 
 
 async def _streams(asked: Asked, venue: Venue, feeds: Sequence[tuple[str, str]], ahead_ms: float | None) -> Findings:
@@ -692,7 +807,7 @@ async def _streams(asked: Asked, venue: Venue, feeds: Sequence[tuple[str, str]],
         silent = {name: by_name[name] for one in listening.values() if one.is_open for name in sorted(one.silent)}
         newest = await _newest_trades(venue, silent, ahead_ms)
         now = heard(newest)
-        if any(one.missed(newest, now.now_ms, now.now_s) for one in listening.values()):
+        if any(now.of_silence(one, name) is FAIL for one in listening.values() if one.is_open for name in one.silent):
             await _listen(listening, inbox, loop.time() + LATE_WITHIN_S)
         return [finding for one in listening.values() for finding in heard(newest).of(one)]
     finally:
@@ -732,7 +847,7 @@ async def _newest_trades(
     market = venue.market
     if ahead_ms is None:
         return dict.fromkeys(silent, _Newest(unknown="the exchange's clock could not be asked"))
-    found = dict.fromkeys(silent, _Newest(unknown="there are too many to ask about all"))
+    found = dict.fromkeys(silent, _Newest(unknown=NOT_ASKED))
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(PROOF_WITHIN_S):
             for name, (stream, symbol) in silent.items():
@@ -784,6 +899,8 @@ CHECKS: dict[str, Check] = {
     "limits": _here(look_at_limits),
     "collector": _here(look_at_collectors),
     "exchanges": look_at_exchanges,
+    "store": _here(look_at_store),
+    "schedule": look_at_schedule,
     "metrics": _here(look_at_metrics),
     "log": _here(look_at_log),
 }
