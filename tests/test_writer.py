@@ -872,3 +872,23 @@ def test_a_copy_with_other_content_is_kept_and_told(tmp_path: Path) -> None:
             assert [reason for _, reason in found.quarantined] == ["ID 2 was written before, with other content"]
 
     run(test)
+
+
+def test_latency_and_broken_connections_are_measured(tmp_path: Path) -> None:
+    """A live row counts once with its way from event to arrival, a copy never; of connections, those lost count."""
+
+    async def test() -> None:
+        async with desk(tmp_path) as found:
+            meter = found.feeds["binance/trade/BTCUSDT"].meter
+            event_ms = int(trade(1)["E"])
+            async with found.writing():
+                found.put(trade(1, E=event_ms), received_ns=(event_ms + 8) * 10**6)
+                found.put(trade(2, E=event_ms), trade(3, E=event_ms + 4), received_ns=(event_ms + 8) * 10**6)
+                found.put(trade(3, E=event_ms + 4), received_ns=(event_ms + 900) * 10**6, connection=2)
+                found.inbox.put(Disconnected(found.link, "reset", "", 0.5, opened=True, urgent=False))
+                found.inbox.put(Disconnected(found.link, "refused", "", 1.0, opened=False, urgent=False))
+                await found.settled()
+            assert (meter.rows, meter.reconnects) == (3, 1)
+            assert {bucket // 1000: rows for bucket, rows in meter.buckets.items()} == {7: 2, 3: 1}
+
+    run(test)
