@@ -12,10 +12,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from queue import Full, Queue
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tickcollect.collector import Show, Summary
     from tickcollect.config import Config
     from tickcollect.status import Snapshot
+    from tickcollect.store import Store
+    from tickcollect.upload import Options
 
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
@@ -98,6 +101,53 @@ def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> No
     else:
         Console().print(state.table(snapshots, now_ns, verdicts))
     sys.exit(max(verdict.health for verdict in verdicts))
+
+
+@main.command(
+    short_help="Send sealed files to the store, and prove that they are there.",
+    epilog="""\b
+Examples:
+  tickcollect upload --config config.json
+  tickcollect upload --to file:///mnt/backup/ticks --delete-after 30
+  tickcollect upload --dry-run""",
+)
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="[default: config.json, if it is there]")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the files are.  [default: data]")
+@click.option("--to", help="Another store: s3://bucket/folder or file:///folder.")
+@click.option(
+    "--delete-after",
+    "delete_after_days",
+    type=click.IntRange(min=0),
+    help="Delete local files whose day is past by more than this many days, and that the store has been seen to hold.",
+)
+@click.option("--verify", is_flag=True, help="Ask the store about all files, also those known to be there.")
+@click.option("--read-back", is_flag=True, help="Believe no checksum of the store: download what is there to compare.")
+@click.option("--rename-taken", is_flag=True, help="Send a file whose name is taken under a name with its checksum.")
+@click.option("--trust-receipt", is_flag=True, help="Delete without looking, where the key may only write.")
+@click.option("--dry-run", is_flag=True, help="Tell what would be done, and do nothing.")
+def upload(config_path: Path | None, data_dir: Path | None, to: str | None, **flags: Any) -> None:
+    """Send sealed files to the store (S3 or a folder), oldest first, each proved to have arrived.
+
+    Nothing is overwritten there; nothing is deleted here without proof. 0 everything is there, 1 something is not,
+    2 a mistake in the configuration, 75 another upload is at work, 130 stopped by a signal.
+    """
+    from tickcollect.store import NotConfiguredError, StoreError  # noqa: PLC0415
+    from tickcollect.upload import BusyError, Options, UploadError  # noqa: PLC0415
+
+    config = _config(config_path, (), {"data_dir": data_dir}, needs_feeds=False, more=_store_keys(to))
+    dry_run, read_back = flags.pop("dry_run"), flags.pop("read_back")
+    options = Options(**flags)
+    codes = {
+        NotConfiguredError: EXIT_MISTAKE,
+        StoreError: EXIT_FAILED,
+        BusyError: EXIT_IN_USE,
+        UploadError: EXIT_FAILED,
+    }
+    with _failures_told(codes), _opened_store(config, reads_back=read_back) as store:
+        if dry_run:
+            _show_foreseen(config, store, options)
+        else:
+            sys.exit(_upload(config, store, options))
 
 
 @main.command(
@@ -205,12 +255,17 @@ def demo(seconds: float, keep: Path | None) -> None:
 
 
 def _config(
-    path: Path | None, symbols: tuple[str, ...], options: dict[str, Any], *, needs_feeds: bool = True
+    path: Path | None,
+    symbols: tuple[str, ...],
+    options: dict[str, Any],
+    *,
+    needs_feeds: bool = True,
+    more: Mapping[str, object] = MappingProxyType({}),
 ) -> "Config":
     """Read the configuration with the command line over it; a mistake ends the program with all mistakes told."""
     from tickcollect.config import ConfigError, load, warnings  # noqa: PLC0415
 
-    overrides: dict[str, object] = {}
+    overrides: dict[str, object] = dict(more)
     if options.get("data_dir") is not None:
         overrides["DATA_DIR"] = str(options["data_dir"])
     entry = {name: options[name] for name in ("exchange", "stream", "ws_url", "rest_url") if options.get(name)}
@@ -234,8 +289,8 @@ def _config(
 
 
 @contextlib.contextmanager
-def _failures_told() -> Iterator[None]:
-    """Turn what can fail into one line and an exit code."""
+def _failures_told(more: Mapping[type[Exception], int] = MappingProxyType({})) -> Iterator[None]:
+    """Turn what can fail, and what `more` names, into one line and an exit code."""
     from tickcollect.config import ConfigError  # noqa: PLC0415
     from tickcollect.journal import JournalError  # noqa: PLC0415
     from tickcollect.segments import InUseError, SegmentError  # noqa: PLC0415
@@ -249,12 +304,85 @@ def _failures_told() -> Iterator[None]:
         SegmentError: EXIT_FAILED,
         JournalError: EXIT_FAILED,
         StatusError: EXIT_FAILED,
+        **more,
     }
     try:
         yield
     except tuple(codes) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(next(code for kind, code in codes.items() if isinstance(error, kind)))
+
+
+def _store_keys(to: str | None) -> dict[str, object]:
+    """Return the configuration's keys for a store given as a URL."""
+    if to is None:
+        return {}
+    if to.startswith("s3://"):
+        bucket, _, folder = to.removeprefix("s3://").partition("/")
+        return {"UPLOAD_TO": "", "S3_BUCKET": bucket, "S3_BUCKET_PATH": folder}
+    if to.startswith("file://"):
+        return {"UPLOAD_TO": to}
+    raise click.UsageError("--to takes s3://bucket/folder or file:///folder")
+
+
+@contextlib.contextmanager
+def _opened_store(config: "Config", *, reads_back: bool) -> Iterator["Store"]:
+    from tickcollect.store import open_store  # noqa: PLC0415
+
+    store = open_store(config, reads_back=reads_back)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _show_foreseen(config: "Config", store: "Store", options: "Options") -> None:
+    from tickcollect.status import size  # noqa: PLC0415
+    from tickcollect.upload import foresee  # noqa: PLC0415
+
+    found, strange = foresee(config.data_dir, store, options, time.time_ns())
+    to_do = [one for one in found if one.doing]
+    say(*(f"{one.doing}: {one.item.file} ({size(one.item.bytes)})" for one in to_do))
+    say(*(failure.text for failure in strange), err=True)
+    say(f"{store.name}: {len(to_do):,} of {len(found):,} files have something to be done; nothing was done")
+
+
+def _upload(config: "Config", store: "Store", options: "Options") -> int:
+    """Run the upload, tell how it went, and return the exit code."""
+    from random import SystemRandom  # noqa: PLC0415
+
+    from tickcollect.upload import Patience, World, bar, run  # noqa: PLC0415
+
+    console = terminal()
+    log_to(None, config.log_level, console)  # the collector may have its log file open
+    halt = threading.Event()
+    halt_on_signals(halt)
+    world = World(time.time_ns, time.monotonic, SystemRandom().uniform, halt)
+    with bar(console) if console else contextlib.nullcontext() as progress:
+        outcome = run(config, store, options, world, Patience(config.upload_within_h * 3600), progress)
+    say(*outcome.lines())
+    say(*(f"Error: {reason}" for reason in outcome.reasons), err=True)
+    if outcome.interrupted:
+        return EXIT_AT_ONCE
+    return 0 if outcome.complete else EXIT_FAILED
+
+
+def halt_on_signals(halt: threading.Event) -> None:
+    """Let the first signal break off in order and the second at once; the next run goes on."""
+    first_s: list[float] = []
+
+    def on_signal(*_: object) -> None:
+        if not first_s:
+            first_s.append(time.monotonic())
+            halt.set()
+            say("stopping: what has arrived is recorded (again to stop at once)", err=True)
+        elif time.monotonic() - first_s[0] > SAME_WISH_S:
+            os._exit(EXIT_AT_ONCE)
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup wants it ignored
+        signal.signal(signal.SIGHUP, on_signal)
 
 
 LOG_LINE = "{time:YYYY-MM-DDTHH:mm:ss.SSS!UTC}Z {level: <7} {message}"

@@ -1,0 +1,788 @@
+"""One run of the upload: every sealed file to the store, proved there, recorded; and, if asked, deleted here.
+
+    sealed files, oldest first ─▶ digest ─▶ look ─▶ put ─▶ prove ─▶ journal `uploaded` ─▶ (journal `deleted`, unlink)
+
+Rules:
+
+1. A file counts as delivered when the journal says so for this store and these bytes. The entry is written after the
+   proof (`store.arrival`) and synced; whatever kills a run before loses only the entry, and the next run finds the file
+   there and looks whether it is the same.
+2. A name that is taken by other content is never written again: the file stays here and is told.
+3. One file's failure holds up no other. What concerns all (credentials, no bucket) stops the run at once. What may pass
+   is tried again, patiently, until the run's deadline.
+4. A local file is deleted only if its day is over for long enough, the journal has the proof, its bytes are still those
+   that were proved, and the store, asked once more, holds them. The journal has the deletion before it happens.
+5. One run at a time in a data directory; the collector is not disturbed. A killed run leaves nothing to clean up by
+   hand.
+"""
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from loguru import logger
+
+from tickcollect.backlog import BacklogError, UploadRun, write_run
+from tickcollect.config import Config
+from tickcollect.files import FILE_MODE, QUARANTINE, FeedPath, NameRefusedError, SegmentName, sync_directory
+from tickcollect.happenings import HAPPENINGS, utc_text
+from tickcollect.journal import Entry, Journal, JournalError
+from tickcollect.journal import read as journal_entries
+from tickcollect.status import size, span
+from tickcollect.store import (
+    Absent,
+    BrokenOffError,
+    CannotTell,
+    Digests,
+    Held,
+    NameTakenError,
+    RefusedError,
+    Source,
+    Store,
+    StoreError,
+    TemporaryError,
+    UnusableError,
+    arrival,
+    open_source,
+    same_bytes,
+)
+
+if TYPE_CHECKING:
+    import rich.progress
+    from rich.console import Console
+
+Result = TypeVar("Result")
+
+LOCK_NAME = ".upload.lock"
+NS_PER_S = 1_000_000_000
+S_PER_DAY = 86_400
+LEFTOVERS_AFTER = timedelta(days=1)
+"""Parts of an upload that was begun longer ago belong to no run that is still alive."""
+FEW_ATTEMPTS = 5
+"""For what waiting does not heal by itself, such as damaged bytes."""
+WAITING_HEALS = frozenset({"busy", "network"})
+FAILURES_TOLD = 10
+UPLOADED = frozenset({"uploaded"})
+
+
+class BusyError(Exception):
+    """Another run is at work in this data directory; the text is one line."""
+
+
+class UploadError(Exception):
+    """The run cannot begin; the text is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is asked of a run beside sending. `delete_after_days` None: nothing is deleted."""
+
+    verify: bool = False
+    """Ask the store about files that the journal knows to be there, too."""
+    delete_after_days: int | None = None
+    trust_receipt: bool = False
+    """Where the key may not look, the store's answer to the upload is proof enough for deleting."""
+    rename_taken: bool = False
+    """A file whose name is taken goes beside it, under a name with its checksum."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How what may pass is tried again: pauses in seconds, doubled each time, and when to stop."""
+
+    within_s: float
+    first_s: float = 1.0
+    longest_s: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Clocks, chance, and the wish to stop: `halt` is set by a signal, or by the run itself when nothing can go on."""
+
+    time_ns: Callable[[], int]
+    monotonic_s: Callable[[], float]
+    uniform: Callable[[float, float], float]
+    halt: threading.Event
+
+
+class Progress(Protocol):
+    """Is told how it goes, from any thread."""
+
+    def begin(self, files: int, total_bytes: int) -> None:
+        """Be told what there is to do."""
+
+    def went(self, count: int) -> None:
+        """Be told of bytes that went, or, if negative, that will have to go again."""
+
+    def ended(self, file: str) -> None:
+        """Be told that a file is settled, well or not."""
+
+
+class Silent:
+    """Progress that nobody looks at."""
+
+    def begin(self, files: int, total_bytes: int) -> None:
+        """Leave it."""
+
+    def went(self, count: int) -> None:
+        """Leave it."""
+
+    def ended(self, file: str) -> None:
+        """Leave it."""
+
+
+# --- What there is to do -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One sealed file. `file` is its path below the data directory, and its name in the store."""
+
+    file: str
+    path: Path
+    feed: FeedPath
+    name: SegmentName
+    bytes: int
+    mtime_ns: int
+
+    @property
+    def feed_name(self) -> str:
+        """The feed as people read it."""
+        return f"{self.feed.exchange}/{self.feed.stream}/{self.feed.symbol}"
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What the journal holds of a delivered file."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: str
+    key: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a file is not there, or not deleted. `kind` groups them."""
+
+    file: str
+    kind: str
+    text: str
+
+
+def _listed(data_dir: Path) -> tuple[list[Item], list[Failure]]:
+    try:
+        return sealed_items(data_dir)
+    except OSError as error:
+        raise UploadError(
+            f"{error.filename or data_dir}: cannot be read: {error.strerror}. Correct DATA_DIR, or its mode."
+        ) from error
+
+
+def sealed_items(data_dir: Path) -> tuple[list[Item], list[Failure]]:
+    """Return all sealed files, oldest day first, and what stands where a feed should and is not looked into.
+
+    Symbolic links are not followed, and told: whoever moved a feed to another disk would believe it uploaded.
+    """
+    items: list[Item] = []
+    strange: list[Failure] = []
+    for feed, directory in _feeds(data_dir, strange):
+        for entry in os.scandir(directory):
+            name = feed.parse(entry.name)
+            if name is None or not name.sealed:
+                continue
+            file = f"{feed.exchange}/{feed.stream}/{feed.symbol}/{entry.name}"
+            if not entry.is_file(follow_symlinks=False):
+                strange.append(_link(file))
+                continue
+            found = entry.stat(follow_symlinks=False)
+            items.append(Item(file, Path(entry.path), feed, name, found.st_size, found.st_mtime_ns))
+    items.sort(key=lambda item: (item.name.day, item.file))
+    return items, strange
+
+
+def _feeds(data_dir: Path, strange: list[Failure]) -> Iterator[tuple[FeedPath, Path]]:
+    """Yield the feeds' directories, three levels down."""
+    found: list[tuple[tuple[str, ...], Path]] = [((), data_dir)]
+    for _ in range(3):
+        deeper = []
+        for parts, directory in found:
+            for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
+                if entry.name.startswith(".") or entry.name == QUARANTINE:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    deeper.append(((*parts, entry.name), Path(entry.path)))
+                elif entry.is_symlink() and entry.is_dir():
+                    strange.append(_link("/".join((*parts, entry.name))))
+        found = deeper
+    for parts, directory in found:
+        try:
+            yield FeedPath(*parts), directory
+        except NameRefusedError:
+            continue
+
+
+def _link(file: str) -> Failure:
+    return Failure(
+        file, "link", f"{file} is a symbolic link, which is not followed: put what it points to in its place"
+    )
+
+
+def proofs(entries: Iterable[Entry], store: str, items: Iterable[Item]) -> dict[str, Proof]:
+    """Return what the journal says of these files and this store; the newest entry counts."""
+    wanted = {item.file for item in items}
+    found: dict[str, Proof] = {}
+    for entry in entries:
+        facts = entry.facts
+        if facts.get("store") != store or facts.get("file") not in wanted:
+            continue
+        numbers = [facts.get(name) for name in ("bytes", "mtime_ns")]
+        texts = [facts.get(name) for name in ("sha256", "key", "proof")]
+        match numbers, texts:
+            case [int(count), int(mtime_ns)], [str(sha256), str(key), str(text)]:
+                found[facts["file"]] = Proof(count, mtime_ns, sha256, key, text)
+    return found
+
+
+def is_known(item: Item, proof: Proof | None) -> bool:
+    """Tell whether a file is one that was proved, without reading it: nothing writes to a sealed file."""
+    return proof is not None and (proof.bytes, proof.mtime_ns) == (item.bytes, item.mtime_ns)
+
+
+def is_due(item: Item, options: Options, now_ns: int) -> bool:
+    """Tell whether a file's day is past for longer than the days after which files are deleted."""
+    today = now_ns // NS_PER_S // S_PER_DAY
+    return options.delete_after_days is not None and today - item.name.day > options.delete_after_days
+
+
+def renamed(file: str, sha256: str) -> str:
+    """Return the name beside a taken one: `….sha256-0123abcd.csv.zip`."""
+    head, dot, ending = file.rpartition(".csv")
+    return f"{head}.sha256-{sha256[:8]}{dot}{ending}"
+
+
+# --- One run at a time ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def one_at_a_time(data_dir: Path, started: str) -> Iterator[None]:
+    """Hold the run's lock. It is the kernel's (flock): a killed run never leaves one behind.
+
+    Raises `BusyError` with the holder's pid and start, `UploadError` if the lock cannot be taken.
+    """
+    path = data_dir / LOCK_NAME
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
+    except OSError as error:
+        raise UploadError(f"{path}: cannot be opened: {error.strerror}. Let this user write there.") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"pid {os.getpid()}, started {started}\n".encode(), 0)
+        yield
+    except BlockingIOError:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+        raise BusyError(
+            f"another upload of {data_dir} is at work ({holder or 'just starting'}). It takes what is waiting; nothing "
+            "needs to be done."
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+# --- What a run comes to -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """What one run did. `waiting` are the files that are not in the store as far as is known."""
+
+    store: str
+    started_ns: int
+    ended_ns: int = 0
+    sent: int = 0
+    sent_bytes: int = 0
+    already: int = 0
+    deleted: int = 0
+    deleted_bytes: int = 0
+    waiting: list[Item] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    stopped_by: UnusableError | None = None
+    interrupted: bool = False
+    taken: list[tuple[str, dict[str, object]]] = field(default_factory=list)
+    """Feed and facts of each name that was taken by other content."""
+
+    @property
+    def complete(self) -> bool:
+        """Everything is there, and all that was asked for is done."""
+        return not (self.waiting or self.failures or self.stopped_by or self.interrupted)
+
+    @property
+    def waiting_bytes(self) -> int:
+        """The bytes that are not there."""
+        return sum(item.bytes for item in self.waiting)
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return (self.ended_ns - self.started_ns) / NS_PER_S
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why not everything is there: a line a reason, each with the number of its files."""
+        if self.stopped_by is not None:
+            return [str(self.stopped_by)]
+        groups: dict[str, list[Failure]] = {}
+        for failure in self.failures:
+            groups.setdefault(failure.kind, []).append(failure)
+        lines = [
+            group[0].text if len(group) == 1 else f"{group[0].text} (and {len(group) - 1:,} more files)"
+            for group in groups.values()
+        ]
+        return lines or (["stopped by a signal; the next run goes on"] if self.interrupted else [])
+
+    def lines(self) -> list[str]:
+        """Return the run in words."""
+        took = span(self.seconds)
+        sent = f"sent {_files(self.sent)} ({size(self.sent_bytes)}) in {took}"
+        waits = f"{len(self.waiting):,} waiting" + (f" ({size(self.waiting_bytes)})" if self.waiting else "")
+        lines = [f"{self.store}: {sent}; {self.already:,} were there already; {waits}"]
+        if self.deleted:
+            lines.append(f"deleted {_files(self.deleted)} here ({size(self.deleted_bytes)})")
+        if self.waiting:
+            lines.append(f"oldest waiting: {self.waiting[0].file}")
+        return lines + self.reasons
+
+    def notes(self) -> list[tuple[str, str, dict[str, object]]]:
+        """Return what is to be told of the run as a whole: event, subject, facts."""
+        notes: list[tuple[str, str, dict[str, object]]] = [("name_taken", feed, facts) for feed, facts in self.taken]
+        if self.complete:
+            facts: dict[str, object] = {
+                "files": self.sent,
+                "bytes": self.sent_bytes,
+                "already": self.already,
+                "seconds": round(self.seconds, 1),
+            }
+            return [*notes, ("upload_done", self.store, facts)]
+        facts = {
+            "sent": self.sent,
+            "waiting": len(self.waiting),
+            "waiting_bytes": self.waiting_bytes,
+            "reason": " | ".join(self.reasons),
+        }
+        return [*notes, ("upload_failed", self.store, facts)]
+
+    def as_run(self) -> UploadRun:
+        """Return what is kept for the status."""
+        return UploadRun(
+            started_ns=self.started_ns,
+            ended_ns=self.ended_ns,
+            store=self.store,
+            sent=self.sent,
+            sent_bytes=self.sent_bytes,
+            already=self.already,
+            waiting=len(self.waiting),
+            waiting_bytes=self.waiting_bytes,
+            oldest_waiting=self.waiting[0].file if self.waiting else "",
+            failures=self.reasons[:FAILURES_TOLD],
+            complete=self.complete,
+        )
+
+
+def _files(count: int) -> str:
+    return f"{count:,} file" if count == 1 else f"{count:,} files"
+
+
+# --- What would be done --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What a run would do with a file, as far as can be told without reading it. `doing` is empty for nothing."""
+
+    item: Item
+    doing: str
+
+
+def foresee(data_dir: Path, store: Store, options: Options, now_ns: int) -> tuple[list[Foreseen], list[Failure]]:
+    """Return what a run would do, asking the store but changing nothing. Raises `StoreError`, `JournalError`."""
+    items, strange = _listed(data_dir)
+    known = proofs(journal_entries(data_dir / "journal.jsonl", UPLOADED), store.name, items)
+    found = []
+    for item in items:
+        proof = known.get(item.file)
+        doing = "" if is_known(item, proof) and not options.verify else _foreseen(store, item, proof)
+        if is_due(item, options, now_ns) and not doing.startswith("keep"):
+            doing = f"{doing}, delete here" if doing else "delete here"
+        found.append(Foreseen(item, doing))
+    return found, strange
+
+
+def _foreseen(store: Store, item: Item, proof: Proof | None) -> str:
+    held = store.look(proof.key if proof else item.file)
+    if isinstance(held, Held):
+        return "compare" if held.size == item.bytes else "keep: its name is taken by other content"
+    return "send"
+
+
+# --- The run -------------------------------------------------------------------------------------------------------
+
+
+def run(
+    config: Config, store: Store, options: Options, world: World, patience: Patience, progress: Progress | None = None
+) -> Outcome:
+    """Bring every sealed file below `DATA_DIR` to the store, once; the outcome tells what is there and what is not.
+
+    Raises `BusyError`, `UploadError` and `JournalError` (it cannot be read) before anything is sent.
+    """
+    if not config.data_dir.is_dir():
+        raise UploadError(f"{config.data_dir}: there is no such directory. Correct DATA_DIR, or collect first.")
+    with one_at_a_time(config.data_dir, utc_text(world.time_ns())):
+        journal = Journal(config.data_dir / "journal.jsonl", world.time_ns)
+        try:
+            return Run(store, journal, options, patience, world, progress or Silent()).go(
+                config.data_dir, config.upload_parallel
+            )
+        finally:
+            with suppress(JournalError):  # what had to be safe was synced
+                journal.close()
+
+
+class Run:
+    """One run: `settle` brings one file to the store, and deletes it here if it is due; from several threads."""
+
+    def __init__(
+        self, store: Store, journal: Journal, options: Options, patience: Patience, world: World, progress: Progress
+    ) -> None:
+        self._store = store
+        self._journal = journal
+        self._options = options
+        self._patience = patience
+        self._world = world
+        self._progress = progress
+        self._deadline_s = world.monotonic_s() + patience.within_s
+        self._proofs: dict[str, Proof] = {}
+        self._most_attempts = 0
+        self._lock = threading.Lock()
+        self.outcome = Outcome(store.name, world.time_ns())
+
+    def go(self, data_dir: Path, parallel: int) -> Outcome:
+        """Settle everything. Raises `UploadError`, `JournalError`."""
+        items, strange = _listed(data_dir)
+        self.outcome.failures += strange
+        self._proofs = proofs(journal_entries(data_dir / "journal.jsonl", UPLOADED), self._store.name, items)
+        todo = [item for item in items if self._has_to_be_looked_at(item)]
+        self.outcome.already = len(items) - len(todo)
+        self._progress.begin(len(todo), sum(item.bytes for item in todo))
+        waiting = self._settle_all(todo, parallel)
+        self.outcome.waiting = sorted(waiting, key=lambda item: (item.name.day, item.file))
+        self.outcome.ended_ns = self._world.time_ns()
+        self.outcome.interrupted = self._world.halt.is_set() and self.outcome.stopped_by is None
+        self._finish(data_dir)
+        return self.outcome
+
+    def _finish(self, data_dir: Path) -> None:
+        """Put the run on record."""
+        try:
+            for event, subject, facts in self.outcome.notes():
+                self._journal.append(event, subject=subject, **facts)
+            write_run(data_dir, self.outcome.as_run())
+        except (JournalError, BacklogError) as error:
+            self._note(Failure("", "journal", str(error)), error)
+
+    def _has_to_be_looked_at(self, item: Item) -> bool:
+        due = is_due(item, self._options, self._world.time_ns())
+        return self._options.verify or due or not is_known(item, self._proofs.get(item.file))
+
+    def _settle_all(self, todo: list[Item], parallel: int) -> list[Item]:
+        """Return the files that are not there afterwards."""
+        waiting = [item for item in todo if not is_known(item, self._proofs.get(item.file))]
+        try:
+            probe = self._patiently(self._store.probe)
+            logger.debug("{}: {}", self._store.name, probe.text)
+            older_than = datetime.fromtimestamp(self._world.time_ns() / NS_PER_S, UTC) - LEFTOVERS_AFTER
+            if leftovers := self._patiently(partial(self._store.abort_leftovers, older_than)):
+                logger.info("{}: {} interrupted uploads of earlier runs removed", self._store.name, leftovers)
+        except StoreError as error:
+            self._note(Failure("", error.kind, str(error)), error)
+            return waiting
+        with ThreadPoolExecutor(parallel, "upload") as threads:
+            there = list(threads.map(self._settle, todo))
+        return [item for item, is_there in zip(todo, there, strict=True) if not is_there]
+
+    def _settle(self, item: Item) -> bool:
+        """Bring one file to the store, and delete it here if it is due; return whether it is there."""
+        there = False
+        if self._world.monotonic_s() > self._deadline_s:
+            text = "the time for this run is over (UPLOAD_WITHIN_H); the next run goes on"
+            self._note(Failure(item.file, "late", text), None)
+            return is_known(item, self._proofs.get(item.file))
+        try:
+            with open_source(item.path, look_up=self._look_up) as source:
+                digests = source.digests(self._store.limits)
+                key = self._delivered(item, source, digests)
+                there = True
+                if is_due(item, self._options, self._world.time_ns()):
+                    self._patiently(partial(self._delete, item, source, digests, key))
+        except BrokenOffError:
+            pass
+        except (StoreError, JournalError) as error:
+            there = there or isinstance(error, JournalError)
+            kind = error.kind if isinstance(error, StoreError) else "journal"
+            self._note(Failure(item.file, kind, _with_file(item.file, str(error))), error)
+        self._progress.ended(item.file)
+        return there
+
+    def _note(self, failure: Failure, error: Exception | None) -> None:
+        """Keep a failure; one that concerns all files stops the run."""
+        if isinstance(error, BrokenOffError):
+            return
+        with self._lock:
+            if not isinstance(error, UnusableError):
+                self.outcome.failures.append(failure)
+            elif self.outcome.stopped_by is None:
+                self.outcome.stopped_by = error
+                self._world.halt.set()
+        logger.debug("{}", failure.text)
+
+    def _look_up(self) -> None:
+        if self._world.halt.is_set():
+            raise BrokenOffError("stopped", "stopped")
+
+    def _patiently(self, attempt: Callable[[], Result]) -> Result:
+        """Return what `attempt` returns, tried again while that may help and there is time."""
+        pause_s, attempts = self._patience.first_s, 0
+        while True:
+            self._look_up()
+            try:
+                return attempt()
+            except TemporaryError as error:
+                attempts += 1
+                wait_s = max(self._world.uniform(pause_s / 2, pause_s), error.retry_after_s)
+                too_late = self._world.monotonic_s() + wait_s > self._deadline_s
+                if too_late or (error.kind not in WAITING_HEALS and attempts >= FEW_ATTEMPTS):
+                    raise
+                self._tell_waiting(error, attempts, wait_s)
+            self._world.halt.wait(wait_s)
+            pause_s = min(pause_s * 2, self._patience.longest_s)
+
+    def _tell_waiting(self, error: TemporaryError, attempts: int, wait_s: float) -> None:
+        """Say that the store is waited for: once for each round, not for each file."""
+        with self._lock:
+            level = "WARNING" if attempts > self._most_attempts else "DEBUG"
+            self._most_attempts = max(self._most_attempts, attempts)
+        logger.log(level, "{} Again in {}.", error, span(wait_s))
+
+    # Delivering
+
+    def _delivered(self, item: Item, source: Source, digests: Digests) -> str:
+        """Return the name under which the store holds the file, proved and recorded."""
+        proof = self._proofs.get(item.file)
+        key = proof.key if proof is not None and proof.sha256 == digests.sha256 else item.file
+        try:
+            return self._patiently(partial(self._deliver, item, key, source, digests))
+        except NameTakenError as error:
+            if not self._options.rename_taken or key != item.file:
+                facts: dict[str, object] = {"file": item.file, "key": key, "detail": str(error)}
+                self.outcome.taken.append((item.feed_name, facts))
+                raise
+            logger.warning("{} It goes beside it.", error)
+        return self._patiently(partial(self._deliver, item, renamed(item.file, digests.sha256), source, digests))
+
+    def _deliver(self, item: Item, key: str, source: Source, digests: Digests) -> str:
+        """Look, put, prove, record: one attempt."""
+        known = self._proofs.get(item.file)
+        is_on_record = known is not None and (known.sha256, known.key) == (digests.sha256, key)
+        found = self._store.look(key)
+        if isinstance(found, Held):
+            by = self._same(key, found, digests)
+            if not is_on_record or (known is not None and known.mtime_ns != item.mtime_ns):
+                self._record(item, key, digests, f"held: {by}", found)
+            self._count(already=1)
+            self._progress.went(item.bytes)
+            return key
+        if isinstance(found, CannotTell) and is_on_record:
+            self._count(already=1)
+            self._progress.went(item.bytes)
+            return key
+        went = _Counted(self._progress)
+        source.went = went
+        try:
+            receipt = self._store.put(key, source, digests)
+            proof = arrival(self._store, key, digests, receipt)
+        except NameTakenError:
+            went.undo()
+            return self._look_at_taken(item, key, digests)
+        except BaseException:
+            went.undo()
+            raise
+        self._count(sent=1, sent_bytes=item.bytes)
+        self._record(item, key, digests, proof, receipt.said)
+        return key
+
+    def _same(self, key: str, found: Held, digests: Digests) -> str:
+        same, by = same_bytes(self._store, key, found, digests)
+        if not same:
+            raise NameTakenError(
+                "name_taken",
+                f"{self._store.name}: {key} is taken by other content ({by}). It is not overwritten, and the file "
+                "stays here. See which of the two is right; --rename-taken sends this one under another name.",
+            )
+        return by
+
+    def _look_at_taken(self, item: Item, key: str, digests: Digests) -> str:
+        """Find out what a name is taken by: the same, when an answer was lost on its way or two runs met."""
+        found = self._store.look(key)
+        if isinstance(found, Absent):
+            raise TemporaryError("conflict", f"{self._store.name}: {key} was taken and is not there.")
+        if isinstance(found, CannotTell):
+            raise NameTakenError(
+                "name_taken",
+                f"{self._store.name}: {key} is taken, and the key may not look by what. Allow s3:GetObject on the "
+                "folder, or compare by hand.",
+            )
+        by = self._same(key, found, digests)
+        self._count(already=1)
+        self._progress.went(item.bytes)
+        self._record(item, key, digests, f"held: {by}", found)
+        return key
+
+    def _count(self, already: int = 0, sent: int = 0, sent_bytes: int = 0) -> None:
+        with self._lock:
+            self.outcome.already += already
+            self.outcome.sent += sent
+            self.outcome.sent_bytes += sent_bytes
+
+    def _record(self, item: Item, key: str, digests: Digests, proof: str, held: Held) -> None:
+        """Put a delivery on record, safe from power loss. Raises `JournalError`."""
+        self._tell(
+            "uploaded",
+            item.feed_name,
+            file=item.file,
+            bytes=digests.size,
+            mtime_ns=item.mtime_ns,
+            sha256=digests.sha256,
+            store=self._store.name,
+            key=key,
+            proof=proof,
+            etag=held.etag,
+        )
+        self._journal.sync()
+        with self._lock:
+            self._proofs[item.file] = Proof(digests.size, item.mtime_ns, digests.sha256, key, proof)
+
+    def _tell(self, event: str, subject: str, **facts: object) -> None:
+        level, text = HAPPENINGS[event]
+        logger.log(level, "{}", text.format(subject=subject, **facts))
+        self._journal.append(event, subject=subject, **facts)
+
+    # Deleting
+
+    def _delete(self, item: Item, source: Source, digests: Digests, key: str) -> None:
+        """Delete a local file whose bytes the store has shown once more to hold (rule 4)."""
+        proof = self._proofs.get(item.file)
+        if proof is None or (proof.bytes, proof.sha256, proof.key) != (digests.size, digests.sha256, key):
+            raise RefusedError("unproven", f"{item.file}: kept here, because the journal has no proof of these bytes.")
+        source.check()
+        found = self._store.look(key)
+        if isinstance(found, Absent):
+            raise RefusedError("gone", f"{self._store.name}: {key} is there no more. The file is kept here.")
+        if isinstance(found, Held):
+            detail = f"{self._store.name} holds the same ({self._same(key, found, digests)})"
+        elif self._options.trust_receipt:
+            detail = f"{self._store.name} has said that it holds the same ({proof.text})"
+        else:
+            raise RefusedError(
+                "cannot_look",
+                f"{item.file}: kept here, because the key may not look whether the store holds it. Allow s3:GetObject "
+                "on the folder, or give --trust-receipt.",
+            )
+        source.check()
+        if not os.path.samestat(os.fstat(source.file.fileno()), item.path.lstat()):
+            raise RefusedError("changed", f"{item.file}: kept here, because it is another file now.")
+        self._tell(
+            "deleted",
+            item.feed_name,
+            file=item.file,
+            first_id=item.name.first_id,
+            last_id=item.name.last_id,
+            bytes=item.bytes,
+            detail=detail,
+        )
+        self._journal.sync()
+        try:
+            item.path.unlink()
+            sync_directory(item.path.parent)
+        except OSError as error:
+            raise RefusedError("refused", f"{item.file}: cannot be deleted here: {error.strerror}.") from error
+        with self._lock:
+            self.outcome.deleted += 1
+            self.outcome.deleted_bytes += item.bytes
+
+
+@dataclass
+class _Counted:
+    """Counts the bytes of one attempt, so that a failed one can be taken back."""
+
+    progress: Progress
+    count: int = 0
+
+    def __call__(self, count: int) -> None:
+        self.count += count
+        self.progress.went(count)
+
+    def undo(self) -> None:
+        self.progress.went(-self.count)
+        self.count = 0
+
+
+def _with_file(file: str, text: str) -> str:
+    return text if file in text else f"{text} ({file})"
+
+
+# --- Seen in a terminal --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def bar(console: "Console") -> Iterator[Progress]:
+    """Draw the progress: files, bytes, speed, what remains."""
+    from rich import progress as rich  # noqa: PLC0415 - for terminals only
+
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+        rich.TimeRemainingColumn(),
+    )
+    with rich.Progress(*columns, console=console, transient=True) as drawing:
+        yield _Drawn(drawing)
+
+
+class _Drawn:
+    def __init__(self, drawing: "rich.progress.Progress") -> None:
+        self._drawing = drawing
+        self._task = drawing.add_task("looking for files", total=None)
+        self._files, self._ended = 0, 0
+        self._lock = threading.Lock()
+
+    def begin(self, files: int, total_bytes: int) -> None:
+        self._files = files
+        self._drawing.update(self._task, total=total_bytes, description=f"0 of {_files(files)}")
+
+    def went(self, count: int) -> None:
+        self._drawing.advance(self._task, count)
+
+    def ended(self, _file: str) -> None:
+        with self._lock:
+            self._ended += 1
+            self._drawing.update(self._task, description=f"{self._ended:,} of {_files(self._files)}")
