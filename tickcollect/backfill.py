@@ -154,7 +154,7 @@ class Account:
     open: Ranges = field(default_factory=Ranges)
     """Missing, and not settled since."""
     settled: Ranges = field(default_factory=Ranges)
-    """Sealed, never published, or lost."""
+    """Sealed (and perhaps deleted here since, once the store held the file), never published, or lost."""
     renumbered: bool = False
     """The numbering has begun anew once, so that IDs on disk may be of another one."""
 
@@ -180,7 +180,7 @@ def accounts(entries: Iterable[Entry]) -> dict[str, Account]:
 
 
 OPENING = frozenset({"gap", "file_lost", "sync_failed"})
-SETTLING = frozenset({"sealed", "absent", "lost"})
+SETTLING = frozenset({"sealed", "absent", "lost", "deleted"})
 CLOSING = SETTLING | {"filled"}
 
 

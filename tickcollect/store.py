@@ -787,7 +787,9 @@ def _retry_after_s(error: "ClientError") -> float:
 
 _SDK_ERRORS: dict[str, _Trouble] = {
     "NoCredentialsError": _Trouble(
-        UnusableError, "credentials_missing", "there is no access key. Set AWS_ACCESS_KEY and AWS_SECRET_KEY"
+        UnusableError,
+        "credentials_missing",
+        "there is no access key. Set AWS_ACCESS_KEY and AWS_SECRET_KEY, or give this machine a profile or role",
     ),
     "PartialCredentialsError": _Trouble(
         UnusableError, "credentials_incomplete", "only half of the access key is set. Set key and secret"

@@ -351,7 +351,7 @@ class Outcome:
         return lines or (["stopped by a signal; the next run goes on"] if self.interrupted else [])
 
     def lines(self) -> list[str]:
-        """Return the run in words."""
+        """Return the run in words; `reasons` tell what is missing."""
         took = span(self.seconds)
         sent = f"sent {_files(self.sent)} ({size(self.sent_bytes)}) in {took}"
         waits = f"{len(self.waiting):,} waiting" + (f" ({size(self.waiting_bytes)})" if self.waiting else "")
@@ -360,7 +360,7 @@ class Outcome:
             lines.append(f"deleted {_files(self.deleted)} here ({size(self.deleted_bytes)})")
         if self.waiting:
             lines.append(f"oldest waiting: {self.waiting[0].file}")
-        return lines + self.reasons
+        return lines
 
     def notes(self) -> list[tuple[str, str, dict[str, object]]]:
         """Return what is to be told of the run as a whole: event, subject, facts."""
@@ -594,9 +594,14 @@ class Run:
             if not self._options.rename_taken or key != item.file:
                 facts: dict[str, object] = {"file": item.file, "key": key, "detail": str(error)}
                 self.outcome.taken.append((item.feed_name, facts))
-                raise
-            logger.warning("{} It goes beside it.", error)
-        return self._patiently(partial(self._deliver, item, renamed(item.file, digests.sha256), source, digests))
+                raise NameTakenError(
+                    error.kind,
+                    f"{error} It is not overwritten, and the file stays here. See which of the two is right; "
+                    "--rename-taken sends this one under another name.",
+                ) from error
+            key = renamed(item.file, digests.sha256)
+            logger.warning("{} This file goes beside it, as {}.", error, key)
+        return self._patiently(partial(self._deliver, item, key, source, digests))
 
     def _deliver(self, item: Item, key: str, source: Source, digests: Digests) -> str:
         """Look, put, prove, record: one attempt."""
@@ -632,11 +637,7 @@ class Run:
     def _same(self, key: str, found: Held, digests: Digests) -> str:
         same, by = same_bytes(self._store, key, found, digests)
         if not same:
-            raise NameTakenError(
-                "name_taken",
-                f"{self._store.name}: {key} is taken by other content ({by}). It is not overwritten, and the file "
-                "stays here. See which of the two is right; --rename-taken sends this one under another name.",
-            )
+            raise NameTakenError("name_taken", f"{self._store.name}: {key} is taken by other content ({by}).")
         return by
 
     def _look_at_taken(self, item: Item, key: str, digests: Digests) -> str:
@@ -647,8 +648,7 @@ class Run:
         if isinstance(found, CannotTell):
             raise NameTakenError(
                 "name_taken",
-                f"{self._store.name}: {key} is taken, and the key may not look by what. Allow s3:GetObject on the "
-                "folder, or compare by hand.",
+                f"{self._store.name}: {key} is taken, and this access key may not look by what (s3:GetObject).",
             )
         by = self._same(key, found, digests)
         self._count(already=1)
