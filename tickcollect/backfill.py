@@ -170,6 +170,8 @@ def accounts(entries: Iterable[Entry]) -> dict[str, Account]:
         if entry.event in OPENING:
             account.open.add(first, last)
             account.settled.remove(first, last)
+        elif entry.event == "deleted" and account.renumbered:
+            continue  # perhaps a file of the numbering before
         elif entry.event in CLOSING:
             account.open.remove(first, last)
             if entry.event in SETTLING:
