@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 TOLD_EVERY_S = 10.0
+FIRST_TOLD_AFTER_S = 1.0
+"""Before that a status tells only of what has not been looked at yet."""
 EXTENDED_BY_S = 30.0
 """More time that a stop asks for, each time; the next message has to come within it."""
 STOPS_WITHIN_S = 600.0
@@ -124,17 +126,17 @@ async def supervise(
     period_s = notifier.watchdog_s
     interval_s = TOLD_EVERY_S if period_s is None else min(TOLD_EVERY_S, period_s / 2)
     progress = Progress(TOLD_EVERY_S if period_s is None else period_s)
-    is_ready = False
+    while not stop.is_set() and look().state == "starting":
+        await _wait(stop, FIRST_TOLD_AFTER_S)
+    if not stop.is_set():
+        notifier.ready()
+    await _wait(stop, min(FIRST_TOLD_AFTER_S, interval_s))
     while not stop.is_set():
         signs = look()
-        if not is_ready and signs.state == "running":
-            notifier.ready()
-            is_ready = True
         notifier.status(signs.text)
         if not progress.is_stuck(signs, clock()):
             notifier.watchdog()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), interval_s)
+        await _wait(stop, interval_s)
     notifier.stopping()
     began_s = clock()
     while True:
@@ -142,3 +144,8 @@ async def supervise(
         if clock() - began_s < STOPS_WITHIN_S:
             notifier.extend(EXTENDED_BY_S)
         await asyncio.sleep(TOLD_EVERY_S)
+
+
+async def _wait(stop: asyncio.Event, seconds: float) -> None:
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), seconds)
