@@ -561,7 +561,10 @@ class Bucket:
         algorithm: dict[str, Any] = {"ChecksumAlgorithm": "SHA256"} if self.checksum == "sha256" else {}
         where: dict[str, Any] = {"Bucket": self.bucket, "Key": self._key(key)}
         with self._told():
-            where["UploadId"] = self._client.create_multipart_upload(**where, **algorithm)["UploadId"]
+            begun = self._client.create_multipart_upload(**where, **algorithm)
+        if not begun.get("UploadId"):
+            raise TemporaryError("network", f"{self.name}: {_NOT_S3}.")
+        where["UploadId"] = begun["UploadId"]
         try:
             done: list[CompletedPartTypeDef] = []
             start = 0
@@ -627,6 +630,7 @@ class Bucket:
     def _told(self, source: Source | None = None) -> Iterator[None]:
         """Turn what the SDK raises into a `StoreError`; a file that has changed is the reason for everything else."""
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+        from botocore.parsers import ResponseParserError  # noqa: PLC0415
 
         try:
             yield
@@ -634,6 +638,8 @@ class Bucket:
             if source is not None:
                 source.check()
             raise _answered(self.name, error) from error
+        except ResponseParserError as error:
+            raise TemporaryError("network", f"{self.name}: {_NOT_S3}.") from error
         except BotoCoreError as error:
             inner = error.kwargs.get("error")
             if isinstance(inner, StoreError):
@@ -711,6 +717,8 @@ _FULL = _Trouble(UnusableError, "full", "the store is full, or a quota is used u
 _TAKEN = _Trouble(NameTakenError, "name_taken", "the name is taken")
 _TOO_LARGE = _Trouble(RefusedError, "too_large", "the file is larger than the store takes. Lower ROTATE_SIZE")
 
+_NOT_S3 = "its answer was cut short, or is none that S3 gives. See S3_ENDPOINT_URL and what stands between"
+
 _CODES: dict[str, _Trouble] = {
     **dict.fromkeys(
         ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity", "401"), _CREDENTIALS
@@ -733,7 +741,8 @@ _CODES: dict[str, _Trouble] = {
     ),
     **dict.fromkeys(("ConditionalRequestConflict", "OperationAborted", "NoSuchUpload"), _CONFLICT),
     **dict.fromkeys(
-        ("BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "InvalidDigest", "IncompleteBody"),
+        ("BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "InvalidDigest", "IncompleteBody",
+         "InvalidPart"),
         _DAMAGED,
     ),
     **dict.fromkeys(("NotImplemented", "MissingContentLength", "InvalidTrailer", "501"), _UNSUPPORTED),
