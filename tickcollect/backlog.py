@@ -4,8 +4,8 @@
 
 Rules:
 
-1. `upload.json` holds the last run to each store, as a JSON array. It is replaced whole: a reader sees the one before or
-   the new one. Only the uploader writes it, under its own lock.
+1. `upload.json` holds the last run to each store, as a JSON array. It is replaced whole, so that a reader sees the one
+   before or the new one. Only the uploader writes it, under its own lock.
 2. A run knows what it left behind; afterwards only sealing adds files. So what waits is what waited when the last run
    ended and every sealed file that came after it began. No file is opened, and nothing is asked of the store.
 3. A file came when it got its name, or when it was last written, whichever is later: `max(mtime, ctime)`. Where its
@@ -159,7 +159,7 @@ def _sealed_since(data_dir: Path, since_ns: int) -> Iterator[tuple[int, int]]:
     A directory in which nothing was created, renamed or deleted since is not looked into: its own time tells.
     """
     for feed, directory in _feeds(data_dir):
-        for entry in _entries(directory) if _came_ns(directory.stat()) >= since_ns else ():
+        for entry in _entries(directory) if _changed_since(directory, since_ns) else ():
             name = feed.parse(entry.name)
             if name is None or not name.sealed or not entry.is_file(follow_symlinks=False):
                 continue
@@ -167,6 +167,13 @@ def _sealed_since(data_dir: Path, since_ns: int) -> Iterator[tuple[int, int]]:
                 found = entry.stat(follow_symlinks=False)
                 if _came_ns(found) >= since_ns:
                     yield _came_ns(found), found.st_size
+
+
+def _changed_since(directory: Path, since_ns: int) -> bool:
+    try:
+        return _came_ns(directory.stat()) >= since_ns
+    except FileNotFoundError:
+        return False
 
 
 def _came_ns(found: os.stat_result) -> int:
