@@ -383,6 +383,9 @@ async def _listen(listening: Mapping[LinkState, _Listening], inbox: Inbox, ends_
         for item in await inbox.take(ends_s - loop.time()):
             listening[item.link].take(item, loop.time())
         inbox.done()
+    for item in await inbox.take(0.0):  # what was found odd while it was decoded
+        listening[item.link].take(item, loop.time())
+    inbox.done()
 
 
 async def _newest_trades(

@@ -12,6 +12,7 @@ import math
 import os
 import pwd
 import resource
+import shlex
 import shutil
 import socket
 import stat
@@ -46,22 +47,24 @@ def look_at_config(asked: Asked) -> Iterator[Finding]:
     counts = Counter(f"{entry.exchange}/{entry.stream}" for entry in asked.config.collect for _ in entry.symbols)
     parts = ", ".join(f"{count:,} of {market}" for market, count in counts.items())
     yield Finding("config", subject, OK, f"{plural(counts.total(), 'feed')}: {parts}")
-    for warning in warnings(asked.config_path, asked.environ):
+    told = warnings(asked.config_path, asked.environ)
+    for warning in told:
         found, _, command = warning.partition(". Run: ")
         yield Finding("config", "", WARN, found, command and f"Run: {command}")
     if path.exists():
-        yield from _who_may_change(path, path.stat())
+        yield from _who_may_change(path, path.stat(), secret=any("chmod" in warning for warning in told))
 
 
-def _who_may_change(path: Path, found: os.stat_result) -> Iterator[Finding]:
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        mode = f"mode {stat.S_IMODE(found.st_mode):04o}"
-        yield Finding(
-            "config", str(path), WARN, f"other users of this machine may change it ({mode})", "Run: chmod go-w on it"
-        )
+def _who_may_change(path: Path, found: os.stat_result, *, secret: bool) -> Iterator[Finding]:
+    """Tell who else decides what is collected; `secret`: that the mode must change has been told."""
+    name = shlex.quote(str(path))
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not secret:
+        others = f"other users of this machine may change it (mode {stat.S_IMODE(found.st_mode):04o})"
+        yield Finding("config", str(path), WARN, others, f"Run: chmod go-w {name}")
     if found.st_uid not in {0, os.geteuid()}:
+        owner, own = _user(found.st_uid), _user(os.geteuid())
         yield Finding(
-            "config", str(path), WARN, f"it belongs to {_user(found.st_uid)}, who may change it", "Run: chown on it"
+            "config", str(path), WARN, f"it belongs to {owner}, who may change it", f"Run: chown {own} {name}"
         )
 
 
@@ -215,8 +218,9 @@ def look_at_collectors(asked: Asked) -> Iterator[Finding]:
     for snapshot in snapshots:
         verdict = status.judge(snapshot, now_ns, status.alive(snapshot))
         if verdict.health >= status.Health.NOT_COLLECTING:
+            found, _, remedy = verdict.summary.rstrip(".").partition(". ")
             level = NOTE if verdict.in_order else WARN
-            yield Finding("collector", "", level, f"the last one {verdict.summary}", "Start one: tickcollect run")
+            yield Finding("collector", "", level, f"the last one {found}", remedy or "Start one: tickcollect run")
             continue
         collected |= {(feed.exchange, feed.stream, feed.symbol) for feed in snapshot.feeds}
         yield Finding("collector", f"pid {snapshot.pid}", OK, verdict.summary)
