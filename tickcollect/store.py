@@ -157,9 +157,10 @@ class Source:
     def read_at(self, position: int, count: int) -> bytes:
         """Return exactly `count` bytes; raises `RefusedError` where the file has fewer or cannot be read."""
         self.look_up()
+        data = b""
         try:
-            self.file.seek(position)
-            data = self.file.read(count)
+            while len(data) < count and (more := os.pread(self.file.fileno(), count - len(data), position + len(data))):
+                data = data + more if data else more
         except OSError as error:
             raise RefusedError("unreadable", f"{self.path}: cannot be read: {error.strerror}") from error
         if len(data) < count:

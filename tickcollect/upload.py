@@ -69,6 +69,8 @@ LEFTOVERS_AFTER = timedelta(days=1)
 FEW_ATTEMPTS = 5
 """For what waiting does not heal by itself, such as damaged bytes."""
 WAITING_HEALS = frozenset({"busy", "network"})
+NOT_THERE = frozenset({"name_taken", "wrong_bytes", "unproven", "gone"})
+"""Failures that contradict a record of the file's arrival; others leave it standing."""
 FAILURES_TOLD = 10
 UPLOADED = frozenset({"uploaded"})
 
@@ -472,6 +474,7 @@ class Run:
         self._deadline_s = world.monotonic_s() + patience.within_s
         self._proofs: dict[str, Proof] = {}
         self._most_attempts = 0
+        self._may_look = False
         self._lock = threading.Lock()
         self.outcome = Outcome(store.name, world.time_ns())
 
@@ -481,10 +484,10 @@ class Run:
         self.outcome.failures += strange
         self._proofs = proofs(journal_entries(data_dir / "journal.jsonl", UPLOADED), self._store.name, items)
         todo = [item for item in items if self._has_to_be_looked_at(item)]
-        self.outcome.already = len(items) - len(todo)
         self._progress.begin(len(todo), sum(item.bytes for item in todo))
         waiting = self._settle_all(todo, parallel)
         self.outcome.waiting = sorted(waiting, key=lambda item: (item.name.day, item.file))
+        self.outcome.already = len(items) - self.outcome.sent - len(waiting)
         self.outcome.ended_ns = self._world.time_ns()
         self.outcome.interrupted = self._world.halt.is_set() and self.outcome.stopped_by is None
         self._finish(data_dir)
@@ -509,6 +512,7 @@ class Run:
         try:
             probe = self._patiently(self._store.probe)
             logger.debug("{}: {}", self._store.name, probe.text)
+            self._may_look = probe.may_look
             older_than = datetime.fromtimestamp(self._world.time_ns() / NS_PER_S, UTC) - LEFTOVERS_AFTER
             if leftovers := self._patiently(partial(self._store.abort_leftovers, older_than)):
                 logger.info("{}: {} interrupted uploads of earlier runs removed", self._store.name, leftovers)
@@ -520,12 +524,12 @@ class Run:
         return [item for item, is_there in zip(todo, there, strict=True) if not is_there]
 
     def _settle(self, item: Item) -> bool:
-        """Bring one file to the store, and delete it here if it is due; return whether it is there."""
-        there = False
+        """Bring one file to the store, and delete it here if it is due; return whether it is there, as far as known."""
+        there = is_known(item, self._proofs.get(item.file))
         if self._world.monotonic_s() > self._deadline_s:
             text = "the time for this run is over (UPLOAD_WITHIN_H); the next run goes on"
             self._note(Failure(item.file, "late", text), None)
-            return is_known(item, self._proofs.get(item.file))
+            return there
         try:
             with open_source(item.path, look_up=self._look_up) as source:
                 digests = source.digests(self._store.limits)
@@ -535,10 +539,12 @@ class Run:
                     self._patiently(partial(self._delete, item, source, digests, key))
         except BrokenOffError:
             pass
-        except (StoreError, JournalError) as error:
-            there = there or isinstance(error, JournalError)
-            kind = error.kind if isinstance(error, StoreError) else "journal"
-            self._note(Failure(item.file, kind, _with_file(item.file, str(error))), error)
+        except StoreError as error:
+            there = there and error.kind not in NOT_THERE
+            self._note(Failure(item.file, error.kind, _with_file(item.file, str(error))), error)
+        except JournalError as error:
+            there = True
+            self._note(Failure(item.file, "journal", str(error)), error)
         self._progress.ended(item.file)
         return there
 
@@ -564,7 +570,7 @@ class Run:
         while True:
             self._look_up()
             try:
-                return attempt()
+                result = attempt()
             except TemporaryError as error:
                 attempts += 1
                 wait_s = max(self._world.uniform(pause_s / 2, pause_s), error.retry_after_s)
@@ -572,6 +578,9 @@ class Run:
                 if too_late or (error.kind not in WAITING_HEALS and attempts >= FEW_ATTEMPTS):
                     raise
                 self._tell_waiting(error, attempts, wait_s)
+            else:
+                self._most_attempts = 0
+                return result
             self._world.halt.wait(wait_s)
             pause_s = min(pause_s * 2, self._patience.longest_s)
 
@@ -607,18 +616,22 @@ class Run:
         """Look, put, prove, record: one attempt."""
         known = self._proofs.get(item.file)
         is_on_record = known is not None and (known.sha256, known.key) == (digests.sha256, key)
-        found = self._store.look(key)
+        found = self._look(key)
         if isinstance(found, Held):
             by = self._same(key, found, digests)
             if not is_on_record or (known is not None and known.mtime_ns != item.mtime_ns):
                 self._record(item, key, digests, f"held: {by}", found)
-            self._count(already=1)
             self._progress.went(item.bytes)
             return key
         if isinstance(found, CannotTell) and is_on_record:
-            self._count(already=1)
+            if self._options.verify:
+                raise RefusedError(
+                    "cannot_look", f"{self._store.name}: {key} cannot be verified: the key may not look (s3:GetObject)."
+                )
             self._progress.went(item.bytes)
             return key
+        if is_on_record:
+            logger.warning("{}: {} was there and is gone. It is sent again.", self._store.name, key)
         went = _Counted(self._progress)
         source.went = went
         try:
@@ -630,9 +643,18 @@ class Run:
         except BaseException:
             went.undo()
             raise
-        self._count(sent=1, sent_bytes=item.bytes)
+        with self._lock:
+            self.outcome.sent += 1
+            self.outcome.sent_bytes += item.bytes
         self._record(item, key, digests, proof, receipt.said)
         return key
+
+    def _look(self, key: str) -> Held | Absent | CannotTell:
+        """Look; a key that could look when the run began and now cannot has expired, or something like it."""
+        found = self._store.look(key)
+        if isinstance(found, CannotTell) and self._may_look:
+            self._store.probe()
+        return found
 
     def _same(self, key: str, found: Held, digests: Digests) -> str:
         same, by = same_bytes(self._store, key, found, digests)
@@ -642,7 +664,7 @@ class Run:
 
     def _look_at_taken(self, item: Item, key: str, digests: Digests) -> str:
         """Find out what a name is taken by: the same, when an answer was lost on its way or two runs met."""
-        found = self._store.look(key)
+        found = self._look(key)
         if isinstance(found, Absent):
             raise TemporaryError("conflict", f"{self._store.name}: {key} was taken and is not there.")
         if isinstance(found, CannotTell):
@@ -651,16 +673,9 @@ class Run:
                 f"{self._store.name}: {key} is taken, and this access key may not look by what (s3:GetObject).",
             )
         by = self._same(key, found, digests)
-        self._count(already=1)
         self._progress.went(item.bytes)
         self._record(item, key, digests, f"held: {by}", found)
         return key
-
-    def _count(self, already: int = 0, sent: int = 0, sent_bytes: int = 0) -> None:
-        with self._lock:
-            self.outcome.already += already
-            self.outcome.sent += sent
-            self.outcome.sent_bytes += sent_bytes
 
     def _record(self, item: Item, key: str, digests: Digests, proof: str, held: Held) -> None:
         """Put a delivery on record, safe from power loss. Raises `JournalError`."""
@@ -691,9 +706,9 @@ class Run:
         """Delete a local file whose bytes the store has shown once more to hold (rule 4)."""
         proof = self._proofs.get(item.file)
         if proof is None or (proof.bytes, proof.sha256, proof.key) != (digests.size, digests.sha256, key):
-            raise RefusedError("unproven", f"{item.file}: kept here, because the journal has no proof of these bytes.")
+            raise RefusedError("no_record", f"{item.file}: kept here, because the journal has no proof of these bytes.")
         source.check()
-        found = self._store.look(key)
+        found = self._look(key)
         if isinstance(found, Absent):
             raise RefusedError("gone", f"{self._store.name}: {key} is there no more. The file is kept here.")
         if isinstance(found, Held):
