@@ -289,12 +289,13 @@ def test_a_broken_message_ends_in_quarantine(broken: str, spot: Setting) -> None
 
 
 def test_many_refused_messages_are_told_once(spot: Setting) -> None:
-    """However often the same trouble comes, the journal has it once and the quarantine every time."""
+    """However often the same trouble comes, the journal has it once, and that it grows; the quarantine every time."""
     sent = [trade(n) if n % 4 else trade(n, p=f"{n},1") for n in BASE]
     summary = spot.collect(sent, lambda: spot.told.get("rows") == 150 and spot.told.get("refused") == 50)
     assert summary.refused == 50
     assert len(quarantined(spot.data_dir, SPOT)) == 50
     assert len(journal(spot.data_dir, "refused_message")) == 1
+    assert [entry["count"] for entry in journal(spot.data_dir, "quarantine_grown")] == [10]
 
 
 def test_refusals_that_differ_only_in_their_numbers_are_told_once(spot: Setting) -> None:

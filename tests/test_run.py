@@ -257,10 +257,13 @@ def test_a_silent_subscription_is_found_and_made_again(programs: Programs, tmp_p
     config = programs.config(FIRST_DATA_S=1, **GAPS_STAY)
     with exchange(busy_market(activity=10), speed=10, behaviour=muted) as served:
         run = collecting(programs, served, tmp_path / "data", "--config", config)
+        run.until(lambda: journal(tmp_path / "data", "data_again"))
         assert run.stop().code == 0
     (silent,) = journal(tmp_path / "data", "silent")
     assert silent["subject"] == SPOT
     assert silent["exchange_id"] > 0
+    (again,) = journal(tmp_path / "data", "data_again")
+    assert again["subject"] == SPOT
     assert len(journal(tmp_path / "data", "connected")) == 2
 
 

@@ -41,7 +41,7 @@ LAYOUT: dict[str, set[str]] = {
     "chart": {"report"},
     "measured": {"journal"},
     "metrics": {"", "status"},
-    "report": {"alerts", "config", "events", "files", "gaps", "hours", "journal", "measured", "status"},
+    "report": {"alerts", "config", "events", "exchanges", "files", "gaps", "hours", "journal", "measured", "status"},
     "store": {"", "config", "files"},
     "upload": {"", "backlog", "config", "files", "happenings", "journal", "status", "store"},
     "check": {

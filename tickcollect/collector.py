@@ -565,6 +565,8 @@ class Collector:
         low = self.disk_free < self.config.min_free_disk
         if low and not self.disk_low:
             self.tell("disk_low", str(self.config.data_dir), free_mb=self.disk_free // 1_000_000)
+        if self.disk_low and not low:
+            self.tell("disk_enough", str(self.config.data_dir), free_mb=self.disk_free // 1_000_000)
         self.disk_low = low
 
     # --- What others may know --------------------------------------------------------------------------------------

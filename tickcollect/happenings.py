@@ -27,6 +27,7 @@ QUARANTINE_LIMIT_BYTES = 100_000_000
 """A file of refused messages grows no further than this; after that they are counted only."""
 QUARANTINE_KINDS = 1000
 """Reasons that are told and counted each on its own."""
+QUARANTINE_MILESTONES = frozenset(10**power for power in range(1, 15))
 _NUMBERS = re.compile(r"[0-9]+")
 
 HAPPENINGS: dict[str, tuple[str, str]] = {
@@ -51,10 +52,12 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     ),
     "subscription_refused": ("ERROR", "{subject}: the exchange refuses {streams}: {message} (code {code})"),
     "silent": ("ERROR", "{subject}: no data for {seconds} s although the exchange has IDs up to {exchange_id}"),
+    "data_again": ("INFO", "{subject}: data comes again, after {seconds} s without"),
     "quiet": ("INFO", "{subject}: no data for {seconds} s, and the exchange has none either"),
     "silence_unclear": ("WARNING", "{subject}: no data for {seconds} s, and the exchange cannot be asked: {detail}"),
     "unknown_message": ("WARNING", "{subject}: sends messages of a kind that was not asked for: {name}"),
     "refused_message": ("WARNING", "{subject}: a message was put into quarantine: {reason}"),
+    "quarantine_grown": ("WARNING", "{subject}: {count} messages were refused since the start; they are in quarantine"),
     "quarantine_failed": ("ERROR", "{subject}: refused messages cannot be kept and are only counted: {detail}"),
     "gap": ("WARNING", "{subject}: {count} IDs are missing, {first_id} to {last_id}"),
     "filled": ("INFO", "{subject}: {first_id} to {last_id} filled with {rows} rows of {source} in {seconds} s"),
@@ -70,6 +73,7 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "disk_trouble": ("ERROR", "{subject}: {detail} Collecting waits, and tries again every second."),
     "disk_again": ("INFO", "{subject}: {detail}"),
     "disk_low": ("WARNING", "{subject}: only {free_mb} MB are free"),
+    "disk_enough": ("INFO", "{subject}: {free_mb} MB are free again"),
     "file_lost": ("ERROR", "{subject}: {detail}"),
     "sync_failed": ("ERROR", "{subject}: {detail} The rows {first_id} to {last_id} are not safe and count as missing."),
     "sealed": ("INFO", "{subject}: sealed {file}, {rows} rows, {bytes} bytes"),
@@ -150,6 +154,8 @@ class Quarantine:
     time_ns: Callable[[], int]
     counts: dict[str, int] = field(default_factory=dict)
     """By exchange and kind of reason, at most a few more than `QUARANTINE_KINDS`."""
+    total: int = 0
+    """How many messages were refused in this run."""
     failing: bool = False
     """The disk refused the last message; it was counted only."""
 
@@ -162,6 +168,9 @@ class Quarantine:
             else:
                 kind = f"{exchange}: another reason"
         self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.total += 1
+        if self.total in QUARANTINE_MILESTONES:
+            self.tell("quarantine_grown", exchange, count=self.total)
         line = {
             "at": utc_text(self.time_ns()),
             "reason": reason,
@@ -181,11 +190,6 @@ class Quarantine:
         with (self.directory / f"{exchange}.jsonl").open("ab") as file:
             if file.tell() < QUARANTINE_LIMIT_BYTES:
                 file.write(line)
-
-    @property
-    def total(self) -> int:
-        """How many messages were refused in this run."""
-        return sum(self.counts.values())
 
 
 def utc_text(time_ns: int) -> str:

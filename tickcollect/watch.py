@@ -52,12 +52,16 @@ class _Silence:
     """A feed's silence: since when, and what was done about it."""
 
     since_s: float = -math.inf
+    begun_s: float = -math.inf
+    """Since when, where it outlasts connections."""
     check_after_s: float = 0.0
     """How long it may last before the exchange is asked (again)."""
     newest_id: int | None = None
     """The exchange's newest ID when it was asked before: only a newer one shows that the market trades."""
     asked_again: bool = False
     """Whether the stream was subscribed a second time."""
+    told_s: float | None = None
+    """When it was told that the feed is silent; None while it is not."""
 
 
 @dataclass
@@ -76,6 +80,9 @@ class SilenceWatch:
         if not state.connected:
             return False
         silence = self._silences.setdefault(feed, _Silence())
+        if silence.told_s is not None and feed.last_seen_s > silence.told_s:
+            self.tell("data_again", feed.name, seconds=round(feed.last_seen_s - silence.begun_s))
+            silence.told_s = None
         since_s = max(feed.last_seen_s, state.connected_at_s)
         if silence.since_s != since_s:
             silence.since_s = since_s
@@ -135,6 +142,9 @@ class SilenceWatch:
             silence.check_after_s = seconds + SUBSCRIBED_AGAIN_S
             state.current.subscribe_again(stream_name(feed.path.symbol, feed.path.stream))
             return
+        if silence.told_s is None:
+            silence.begun_s = silence.since_s
+        silence.told_s = asyncio.get_running_loop().time()
         self.tell("silent", feed.name, seconds=seconds, exchange_id=newest_id)
         state.current.drop(f"{feed.path.stream} of {feed.path.symbol} is silent although its market trades")
 
