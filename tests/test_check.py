@@ -1,15 +1,14 @@
 """`tickcollect check`: each thing that can be wrong before a month alone, found and told with what to do."""
 
-import asyncio
-import errno
+import fcntl
 import json
 import os
-import shutil
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
@@ -17,18 +16,17 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from conftest import Exchange, Programs, exchange, rows_told, until
-from rich.console import Console
+from conftest import Exchange, Programs, exchange, rows_told
+from stores.bad import Manners, careless
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websocket
 
 from tickcollect import check
-from tickcollect.check import CHECKS, Asked, Finding, lines, machine
+from tickcollect.check import CHECKS, Asked, Finding, machine
 from tickcollect.check import exchange as exchange_checks
-from tickcollect.check.findings import FAIL, OK
 from tickcollect.cli import main
-from tickcollect.config import Config
 from tickcollect.dataset.replay import Answer, Behaviour, Cut, GeneratedMarket, Request
+from tickcollect.rest import BlockedError
 
 KEY = "planted0binance0api0key0000000000000000"
 
@@ -137,7 +135,7 @@ def free_port() -> Iterator[int]:
 
 
 def test_a_person_reads_lines_that_fit(programs: Programs) -> None:
-    """As a process, in a narrow terminal that knows ASCII only: no line is longer, nothing is lost, the last one tells."""
+    """In a narrow terminal that knows ASCII only no line is longer, nothing is lost, and the last one tells."""
     with served() as spot:
         config = programs.config(**configured(spot, "BTCUSDT", "BTCUSTD", "币安人生USDT"))
         surroundings = {"COLUMNS": "60", "PYTHONIOENCODING": "ascii"}
@@ -238,8 +236,7 @@ EXCHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str, str, s
         "exchange",
         "fail",
         "HTTP 451",
-        "The exchange does not serve this country or cloud. Spot market data is also offered at "
-        "https://data-api.binance.vision and wss://data-stream.binance.vision; futures need a machine elsewhere.",
+        BlockedError.advice,
     ),
     "clock far behind": (
         "binance",
@@ -343,7 +340,7 @@ def test_what_is_wrong_with_an_exchange_is_told_with_what_to_do(case: str, monke
 
 
 def test_a_quiet_market_is_well() -> None:
-    """A stream without data, whose market has not traded since it was subscribed, is well, and told with its last trade."""
+    """A stream whose market has not traded since it was subscribed is well, and told with its last trade."""
     start_ms = int(time.time() * 1000) - 150_000
     quiet = GeneratedMarket("binance", start_ms, symbols=1, activity=5, duration_s=0.001)
     with exchange(quiet, speed=1, behaviour=SILENT) as running:
@@ -398,7 +395,7 @@ def test_an_exchange_that_is_away_is_told_once_a_part() -> None:
 
 
 def test_typing_errors_are_told_each_and_then_counted() -> None:
-    """Ten symbols that the exchange does not list are told one by one, the others counted; the listed ones are tried."""
+    """Ten wrong symbols are told one by one, the others counted; what the exchange lists is tried."""
     with served() as running:
         wrong = [f"BTCUSDT{number}" for number in range(12)]
         code, findings = checked(configured(running, "BTCUSDT", *wrong))
@@ -443,3 +440,255 @@ def test_both_hosts_of_a_redundant_feed_are_tried(monkeypatch: pytest.MonkeyPatc
         "binance connection 1 of 2",
         "binance connection 2 of 2",
     ]
+
+
+# --- This machine --------------------------------------------------------------------------------------------------
+
+
+def sealed_yesterday(size: int) -> None:
+    """Put a sealed file of BTCUSDT's yesterday of this size, which takes no room, into the data directory."""
+    day = datetime.now(UTC).date() - timedelta(days=1)
+    path = Path("data/binance/trade/BTCUSDT") / f"BTCUSDT-trade-{day.isoformat()}-1-9.csv.zip"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.truncate(path, size)
+
+
+def test_a_configuration_that_others_can_read_or_change_is_told() -> None:
+    """Secrets that others may read, and settings that they may change, are warnings with the command that ends them."""
+    with served() as running:
+        keys = configured(running)
+        Path("config.json").touch(0o600)
+        for mode, secret, found, remedy in (
+            (0o644, KEY, "other users of this machine may read it (mode 0644)", "Run: chmod 600 config.json"),
+            (0o664, KEY, "other users of this machine may read it (mode 0664)", "Run: chmod 600 config.json"),
+            (0o664, "", "other users of this machine may change it (mode 0664)", "Run: chmod go-w config.json"),
+        ):
+            Path("config.json").chmod(mode)
+            code, findings = checked({**keys, "BINANCE_API_KEY": secret})
+            (told,) = of(findings, "config", "warn")
+            assert found in told["found"]
+            assert told["remedy"] == remedy
+            assert code == 0
+    assert KEY not in json.dumps(findings)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give a file away")
+def test_a_configuration_of_another_user_is_told() -> None:
+    """Whoever owns the file decides what is collected and where it goes."""
+    Path("config.json").touch(0o600)
+    os.chown("config.json", 65534, -1)
+    with served() as running:
+        _, findings = checked(configured(running))
+    (told,) = of(findings, "config", "warn")
+    assert told["found"].endswith(", who may change it")
+    assert told["remedy"] == "Run: chown root config.json"
+
+
+BAD_DIRECTORIES = {
+    "a file": ("config.json", "cannot make a directory there: Not a directory", "Name a directory in DATA_DIR"),
+    "below a file": ("config.json/x", "cannot make a directory there: Not a directory", "Name a directory in DATA_DIR"),
+    "in a system's folder": ("/proc/ticks", "cannot make a directory there: ", ""),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DIRECTORIES)
+def test_a_data_directory_that_cannot_be_used_is_told(case: str) -> None:
+    """What stands in the way is told with the directory and what to do."""
+    data_dir, found, remedy = BAD_DIRECTORIES[case]
+    with served() as running:
+        code, findings = checked({**configured(running), "DATA_DIR": data_dir})
+    assert code == 1
+    (told,) = of(findings, "data")
+    assert told["subject"] == data_dir
+    assert told["found"].startswith(found)
+    assert told["remedy"] == remedy or not remedy
+
+
+def test_a_file_system_that_lets_two_lock_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a second lock of the same file is granted, two collectors would write the same files."""
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+    with served() as running:
+        code, findings = checked(configured(running))
+    assert code == 1
+    (told,) = of(findings, "data")
+    assert told["found"] == "cannot lock a file there: two programs can lock the same file"
+    assert told["remedy"].startswith("Name a directory on a local file system in DATA_DIR")
+
+
+def test_how_long_the_disk_lasts_is_told() -> None:
+    """What is free is divided by what a day takes: less than a month is a warning, less than a day a failure."""
+    room = os.statvfs(".")
+    free = room.f_bavail * room.f_frsize
+    with served() as running:
+        keys = configured(running)
+        for part, days, code, level in ((100, 100, 0, "ok"), (10, 10, 0, "warn"), (0.5, 0, 1, "fail")):
+            sealed_yesterday(int(free / part))
+            ended, findings = checked(keys)
+            (told,) = of(findings, "disk")
+            assert told["level"] == level
+            assert f" free, enough for {days} d at " in told["found"] or days == 0
+            assert ended == code
+            assert "--delete-after 7" in told["remedy"] or level == "ok"
+        sealed_yesterday(1)
+        code, findings = checked({**keys, "MIN_FREE_DISK": "900000 TB"})
+    assert code == 1
+    (told,) = of(findings, "disk")
+    assert told["found"].endswith("MIN_FREE_DISK is 900 PB")
+
+
+def test_too_few_open_files_are_told(programs: Programs) -> None:
+    """A hard limit below what the feeds need is told with the limit to set."""
+    with served(symbols=120, activity=100) as running:
+        symbols = [listing.symbol for listing in running.server.market.listings]
+        config = programs.config(**configured(running, *symbols))
+        for limit, level in ((300, "warn"), (200, "fail")):
+            before = ("sh", "-c", f'ulimit -n {limit}; exec "$@"', "sh")
+            ended = programs.run("check", "--config", config, "--no-send", "--json", "--wait", "1", before=before)
+            (told,) = of(json.loads(ended.out)["findings"], "limits")
+            assert told["level"] == level
+            assert told["found"].startswith(f"{limit} allowed, 340 needed: ")
+            assert told["remedy"] == "Raise the limit: ulimit -n 680, or LimitNOFILE=680 in the systemd unit"
+
+
+def test_a_running_collector_is_told_and_nothing_is_wrong_with_it(programs: Programs, tmp_path: Path) -> None:
+    """While one collects here a check may run beside it; what it does not collect is told, and what a dead one left."""
+    with served() as running, free_port() as port:
+        config = programs.config(**configured(running), METRICS_PORT=port)
+        run = programs.start("run", "--config", config)
+        run.until(lambda: rows_told(programs.folder / "data"))
+        with socket.create_server(("127.0.0.1", port)) if not listens(port) else nullcontext():
+            findings = json.loads(programs.run("check", "--config", config, "--no-send", "--json").out)["findings"]
+        (told,) = of(findings, "collector")
+        assert told["level"] == "ok"
+        assert told["subject"] == f"pid {run.process.pid}"
+        assert told["found"].startswith("collecting 1 feed, ")
+        assert of(findings, "metrics")[0]["found"] == "in use, as it should be while a collector runs"
+        config = programs.config(**configured(running, "BTCUSDT", "ETHUSDT"))
+        findings = json.loads(programs.run("check", "--config", config, "--no-send", "--json").out)["findings"]
+        (told,) = of(findings, "collector", "warn")
+        assert told["found"].startswith("what runs does not collect ETHUSDT binance/trade: ")
+        run.stop(signal.SIGKILL)
+        findings = json.loads(programs.run("check", "--config", config, "--no-send", "--json").out)["findings"]
+        (told,) = of(findings, "collector")
+        assert told["level"] == "warn"
+        assert told["found"].startswith("the last one died while running: ")
+        assert told["remedy"].startswith("Start it again")
+
+
+def listens(port: int) -> bool:
+    """Tell whether somebody listens at a port."""
+    with socket.socket() as asking:
+        return asking.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_ports_and_log_files_that_cannot_be_had_are_told() -> None:
+    """A taken port, an address of another machine and a log file that is none are each told with what to do."""
+    with served() as running, socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, findings = checked(configured(running, METRICS_PORT=port, LOG_FILE="."))
+        assert code == 1
+        (metrics,), (log,) = of(findings, "metrics"), of(findings, "log")
+        assert metrics["found"] == "cannot listen there: Address already in use"
+        assert metrics["remedy"].startswith("Choose another METRICS_PORT, or end the program that has it")
+        assert log["found"] == "cannot be written: Is a directory"
+        assert log["remedy"] == "Name a file in LOG_FILE that this user may write"
+        code, findings = checked(configured(running, METRICS_PORT=port, METRICS_ADDRESS="192.0.2.1"))
+        assert of(findings, "metrics", "fail")[0]["remedy"] == "Correct METRICS_ADDRESS: an address of this machine"
+
+
+def test_what_starts_by_itself_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The crontab's line of this configuration, an enabled unit and one that is not enabled are told apart."""
+    here = Path("config.json").absolute()
+    with served() as running:
+        keys = configured(running)
+
+        def told() -> dict[str, tuple[str, str]]:
+            _, findings = checked(keys)
+            return {each["subject"]: (each["level"], each["found"]) for each in of(findings, "schedule")}
+
+        absent = {
+            "nightly": ("note", "nothing uploads and reports by itself"),
+            "reboot": ("note", "nothing starts the collector after a reboot"),
+        }
+        assert told() == absent
+        monkeypatch.setattr(machine, "_cron_runs", lambda: True)
+        crontab(tmp_path / "bin", f"10 * * * * sh # tickcollect:nightly {here}\n@reboot sh # other\n", monkeypatch)
+        assert told() == {**absent, "nightly": ("ok", "it is in the crontab")}
+        monkeypatch.setattr(machine, "_cron_runs", lambda: False)
+        assert told()["nightly"] == ("warn", "it is in the crontab, but no cron is running")
+        crontab(tmp_path / "bin", f"10 * * * * sh # tickcollect:nightly {here}.old\n", monkeypatch)
+        assert told()["nightly"][1].endswith("; the crontab has it for another configuration")
+        units = tmp_path / "units"
+        (units / "multi-user.target.wants").mkdir(parents=True)
+        (units / "tickcollect.service").touch()
+        (units / "multi-user.target.wants/tickcollect.service").touch()
+        (units / "tickcollect-upload.timer").touch()
+        assert told() == {
+            "nightly": ("warn", "tickcollect-upload.timer is there, but not enabled"),
+            "reboot": ("ok", "tickcollect.service is enabled"),
+        }
+
+
+# --- The store -----------------------------------------------------------------------------------------------------
+
+STORE_KEYS = {"AWS_ACCESS_KEY": "AKIAPLANTED00SECRET0", "AWS_SECRET_KEY": "planted/secret/aws/0123456789abcdefghijk"}
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    """A disk that is not mounted is no folder to fill."""
+    with served() as running:
+        code, findings = checked(configured(running, UPLOAD_TO=f"file://{tmp_path}/backup"))
+    assert code == 1
+    (told,) = of(findings, "store")
+    assert told["subject"] == f"file://{tmp_path}/backup"
+    assert told["found"] == "there is no such folder"
+    assert told["remedy"] == "Mount the disk, or make the folder by hand"
+
+
+def test_a_bucket_is_asked_and_nothing_is_put_there() -> None:
+    """A bucket that answers is well; a key that may not look is a note with the permission; one that is away fails."""
+    with served() as running, careless() as store, free_port() as port:
+        keys = configured(running, S3_BUCKET="ticks", S3_ENDPOINT_URL=store.endpoint, **STORE_KEYS)
+        code, findings = checked(keys)
+        assert (code, [each["level"] for each in of(findings, "store")]) == (0, ["ok"])
+        assert of(findings, "store")[0]["subject"].startswith("s3://ticks at 127.0.0.1:")
+        store.manners = Manners(head="forbidden")
+        code, findings = checked(keys)
+        (told,) = of(findings, "store")
+        assert (code, told["level"]) == (0, "note")
+        assert "s3:GetObject" in told["remedy"]
+        assert store.objects == {}
+        code, findings = checked({**keys, "S3_ENDPOINT_URL": f"http://127.0.0.1:{port}"})
+    (told,) = of(findings, "store")
+    assert (code, told["level"]) == (1, "fail")
+    assert told["found"] == "refuses connections there"
+    assert told["remedy"] == "See S3_ENDPOINT_URL"
+    assert all(secret not in json.dumps(findings) for secret in STORE_KEYS.values())
+
+
+# --- Whatever happens ----------------------------------------------------------------------------------------------
+
+
+def test_what_hangs_or_breaks_is_told_and_keeps_nothing_else_from_being_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that never answers and a fault of a check itself are findings; the check ends, and says no secret."""
+    released = threading.Event()
+
+    def hang(_: Asked) -> Iterator[Finding]:
+        released.wait()
+        yield from ()
+
+    def break_down(_: Asked) -> Iterator[Finding]:
+        raise KeyError(KEY)
+
+    monkeypatch.setattr(check, "HERE_WITHIN_S", 0.2)
+    monkeypatch.setitem(CHECKS, "data", check._here(hang))
+    monkeypatch.setitem(CHECKS, "disk", check._here(break_down))
+    with served() as running:
+        code, findings = checked(configured(running))
+    released.set()
+    assert code == 1
+    assert of(findings, "data")[0]["found"] == "no answer in time"
+    assert of(findings, "disk")[0]["found"].startswith("this check broke: KeyError in break_down (test_check.py:")
+    assert [each["level"] for each in of(findings, "streams")] == ["ok"]
+    assert KEY not in json.dumps(findings)
