@@ -136,7 +136,8 @@ class Limits:
 
     def part_size(self, size: int) -> int:
         """Return the bytes of each part of a file but the last: the same file always has the same parts."""
-        return max(self.part_bytes, -(-size // PARTS // CHUNK) * CHUNK)
+        least = -(-size // PARTS)
+        return self.part_bytes if least <= self.part_bytes else -(-least // CHUNK) * CHUNK
 
 
 @dataclass(eq=False)
@@ -182,19 +183,18 @@ class Source:
 
     def digests(self, limits: Limits) -> Digests:
         """Read the file once and digest it."""
-        whole_sha256, whole_md5 = hashlib.sha256(), _md5()
-        step = self.size if self.size <= limits.one_put_bytes else limits.part_size(self.size)
+        whole = (hashlib.sha256(), _md5())
+        step = limits.part_size(self.size) if self.size > limits.one_put_bytes else 0
         parts = []
-        for start in range(0, self.size, max(1, step)):
-            sha256, md5, size = hashlib.sha256(), _md5(), min(step, self.size - start)
+        for start in range(0, self.size, step or self.size or 1):
+            size = min(step or self.size, self.size - start)
+            part = (hashlib.sha256(), _md5())
             for chunk in self.chunks(start, size):
-                for digest in (whole_sha256, whole_md5, sha256, md5) if step < self.size else (whole_sha256, whole_md5):
+                for digest in (*whole, *part) if step else whole:
                     digest.update(chunk)
-            parts.append(Part(size, sha256.digest(), md5.digest()))
+            parts.append(Part(size, part[0].digest(), part[1].digest()))
         self.check()
-        return Digests(
-            self.size, whole_sha256.hexdigest(), whole_md5.hexdigest(), tuple(parts) if step < self.size else ()
-        )
+        return Digests(self.size, whole[0].hexdigest(), whole[1].hexdigest(), tuple(parts) if step else ())
 
     def _changed(self) -> RefusedError:
         return RefusedError(
@@ -418,6 +418,11 @@ def _mark_transferring(request: Any, **_: Any) -> None:
         request.body.transferring = True
 
 
+def _follow_no_redirect(context: dict[str, Any], **_: Any) -> None:
+    """Keep the SDK from asking for the bucket's region, for ever where a server answers 301 to that, too."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
+
+
 def _client(config: Config) -> "S3Client":
     """Return an S3 client that tries everything once: what to try again, and when, is decided above."""
     import boto3  # noqa: PLC0415 - half a second, which only those pay who upload
@@ -450,6 +455,8 @@ def _client(config: Config) -> "S3Client":
             "settings", f"S3 cannot be set up: {_one_line(error)}. See S3_ENDPOINT_URL, S3_REGION and ~/.aws/config."
         ) from error
     client.meta.events.register_last("request-created.s3", _mark_transferring)
+    if endpoint:
+        client.meta.events.register_last("before-parameter-build.s3", _follow_no_redirect)
     return client
 
 
@@ -657,13 +664,12 @@ def _body(source: Source, start: int, size: int) -> Any:
 def _held(answer: Any, size: int) -> Held:
     """Return what an answer tells. The ETag is no checksum where a key of KMS or the customer's encrypts the object."""
     encrypted = str(answer.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in answer
-    sha256 = str(answer.get("ChecksumSHA256", ""))
-    whole = ""
-    if sha256 and "-" not in sha256:
+    etag = str(answer.get("ETag", "")).strip('"').lower()
+    sha256, whole = str(answer.get("ChecksumSHA256", "")), ""
+    if sha256 and "-" not in sha256 + etag:  # an object of parts has no SHA-256 of the whole, whatever a store calls it
         with suppress(binascii.Error):
             whole = base64.b64decode(sha256, validate=True).hex()
-    etag = "" if encrypted else str(answer.get("ETag", "")).strip('"').lower()
-    return Held(size, whole, sha256 if "-" in sha256 else "", etag)
+    return Held(size, whole, sha256 if "-" in sha256 else "", "" if encrypted else etag)
 
 
 def _is_ours(key: str) -> bool:
@@ -775,11 +781,11 @@ def _answered(store: str, error: "ClientError") -> StoreError:
         trouble = _UNSUPPORTED
     if trouble is None and (status >= 500 or status in (408, 429)):  # noqa: PLR2004 - HTTP's own numbers
         trouble = _BUSY
-    shown = code if code and code != str(status) else f"HTTP {status}"
+    shown = code if re.fullmatch(r"[A-Za-z][A-Za-z0-9.]{1,50}", code) else f"HTTP {status}"
     if trouble is None:
-        return RefusedError("refused", f"{store}: {error.operation_name} was refused: {_one_line(shown)} ({status})")
+        return RefusedError("refused", f"{store}: {error.operation_name} was refused: {shown} ({status})")
     text = trouble.text.format(action=_ACTIONS.get(error.operation_name, "s3:PutObject"))
-    line = f"{store}: {text} ({_one_line(shown)})."
+    line = f"{store}: {text} ({shown})."
     if trouble.error is TemporaryError:
         return TemporaryError(trouble.kind, line, _retry_after_s(error))
     return trouble.error(trouble.kind, line)
