@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from queue import Full, Queue
@@ -101,6 +102,41 @@ def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> No
     else:
         Console().print(state.table(snapshots, now_ns, verdicts))
     sys.exit(max(verdict.health for verdict in verdicts))
+
+
+@main.command(
+    short_help="Report what was collected, whether it is whole, and what is missing.",
+    epilog="""\b
+Examples:
+  tickcollect report
+  tickcollect report --date 2026-11-20 --json
+  tickcollect report --days 7 --csv > week.csv
+  tickcollect report --config config.json --send""",
+)
+@click.option("--date", "last", help="A UTC day, 2026-11-20, today or yesterday.  [default: yesterday]")
+@click.option("--days", "number", type=click.IntRange(1, 366), default=1, help="So many days up to that one.")
+@click.option("--json", "form", flag_value="json", help="Print all that is known, as JSON.")
+@click.option("--csv", "form", flag_value="csv", help="Print a row for each feed and day, as CSV.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where the files are.  [default: data]")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="[default: config.json, if it is there]")
+def report(last: str | None, number: int, form: str | None, config_path: Path | None, **options: Any) -> None:
+    """Report on a UTC day's data: is all of it there, and if not, what is missing and why.
+
+    0 complete, 1 something is missing, or could not be sent, 2 a mistake, 3 there is no data of that day.
+    """
+    from tickcollect.report import ReportError, days_asked, of_config  # noqa: PLC0415
+    from tickcollect.report.shown import show  # noqa: PLC0415
+
+    config = _config(config_path, (), options, needs_feeds=False)
+    now = datetime.now(UTC)
+    try:
+        days = days_asked(last, number, now.date())
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    with _failures_told({ReportError: EXIT_FAILED}):
+        found = of_config(config, days, now)
+    say(show(found, form))
+    sys.exit(found.exit_code)
 
 
 @main.command(

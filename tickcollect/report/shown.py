@@ -1,0 +1,485 @@
+"""The report as people and their programs read it: a table, a short text with the verdict first, CSV.
+
+Rules:
+
+1. The verdict comes first, in words; what is in order takes one line a feed, what is not is told below with its IDs,
+   its reason and what to do.
+2. A table is as wide as the terminal at most: columns are added by their importance while they fit (`COLUMNS`).
+3. Names and reasons are printed, never interpreted: no markup, no control characters, only ASCII where the terminal's
+   encoding is not UTF-8. Colour says nothing that the marks and words do not.
+
+rich is imported where something is drawn: it takes longer to load than all that `--json` needs.
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from tickcollect.alerts.incidents import Notice
+from tickcollect.hours import HOURS
+from tickcollect.report import Report
+from tickcollect.report.proof import MISSING, NOTES, FeedDay, Hole
+from tickcollect.status import size, span
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.table import Table
+
+ROWS_SHOWN = 60
+"""Lines of the table; the feeds left out are in order, or counted."""
+HOLES_TOLD = 3
+"""Holes of one feed that are told of one by one."""
+TROUBLES_TOLD = 30
+NAMES_TOLD = 3
+NAME_CELLS = 28
+
+REMEDIES = {
+    "gone": "Gone: sealed once, not here any more, and no upload has proved to hold it. Put the files back.",
+    "damaged": "Damaged: a file cannot be read. Fetch it from the store; or delete it and restart the collector, which "
+    "fetches what the exchange's history has.",
+    "lost": "Lost: the exchange's history cannot give it any more. Nothing to do.",
+    "open": "Open: not given up. The collector goes on asking; see that it runs: `tickcollect status`.",
+    "unexplained": "Unexplained: nothing on record tells why. Restart the collector, which compares the files at its "
+    "start and fetches what the exchange's history has.",
+    "no row": "No row: see whether the collector runs with `tickcollect status`, and whether the stream delivers with "
+    "`tickcollect check`.",
+    "unproved": "No later row: start the collector; its next row proves the end, or shows what is missing and has it "
+    "fetched.",
+}
+"""What the reasons in `MISSING` mean, and what to do; likewise for a market without rows and an end without proof."""
+
+
+def show(report: Report, form: str | None) -> str:
+    """Return the report as `json`, as `csv`, or, for None, as the table that fits the terminal."""
+    from rich.console import Console  # noqa: PLC0415 - see the module's docstring
+
+    if form == "json":
+        return msgspec.json.encode(report).decode()
+    if form == "csv":
+        return to_csv(report).rstrip("\n")
+    console = Console(highlight=False)
+    with console.capture() as capture:
+        console.print(ReportTable(report))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+# --- The words -----------------------------------------------------------------------------------------------------
+
+
+def headline(report: Report) -> str:
+    """Return the verdict in one line."""
+    period = report.days[0] if len(report.days) == 1 else f"{report.days[0]} to {report.days[-1]}"
+    bad = sum(not feed.in_order for feed in report.feeds)
+    if report.verdict != "incomplete":
+        return f"{period}: {report.verdict}"
+    if len(report.days) == 1:
+        return f"{period}: NOT complete, {bad:,} of {_plural(len(report.feeds), 'feed')}"
+    days = len({feed.day for feed in report.feeds if not feed.in_order})
+    return f"{period}: NOT complete on {days:,} of {len(report.days):,} days"
+
+
+def summary(report: Report) -> list[str]:
+    """Return what the report says in a few sentences: what is proved, the gaps, the files, the connections."""
+    if report.verdict == "no data":
+        return [f"No row of {'these days' if len(report.days) > 1 else 'this day'} is on record in {report.data_dir}."]
+    return [*_proved(report), *_gaps(report), *_delivery(report), *_connections(report)]
+
+
+def _proved(report: Report) -> Iterator[str]:
+    feeds = [feed for feed in report.feeds if feed.ids is not None and feed.rows]
+    rows = f"{sum(feed.rows for feed in feeds):,} rows"
+    if report.verdict == "complete":
+        names = {feed.name for feed in feeds}
+        of = "the feed" if len(names) == 1 else f"the {len(names):,} feeds"
+        places = {place for feed in feeds if feed.ids is not None for place in (feed.ids.begins, feed.ids.ends)}
+        joined = ", without a break to the days before and after" if places <= {"follows", "followed"} else ""
+        so_far = " so far" if "running" in places else ""
+        yield f"Every ID of {of}{so_far} is in the files{joined}: {rows}."
+        return
+    missing = sum(feed.ids.missing_total for feed in report.feeds if feed.ids is not None)
+    silent = sum(feed.state == "missing" for feed in report.feeds)
+    unproved = sum(feed.ids is not None and feed.ids.ends == "unproved" for feed in report.feeds)
+    parts = [f"{_plural(missing, 'ID')} missing"] if missing else []
+    parts += [f"{_plural(silent, 'market')} without a row"] if silent else []
+    parts += [f"{_plural(unproved, 'feed')} without proof of the day's end"] if unproved else []
+    yield f"{', '.join(parts)}; {rows} are there."
+
+
+def _gaps(report: Report) -> Iterator[str]:
+    holes = [hole for feed in report.feeds for hole in feed.holes]
+    if not holes:
+        return
+    settled = sum(not hole.missing for hole in holes)
+    filled, absent = sum(hole.filled for hole in holes), sum(hole.absent for hole in holes)
+    hows = [f"{_plural(filled, 'ID')} filled from history"] if filled else []
+    hows += [f"{_plural(absent, 'ID')} never published by the exchange"] if absent else []
+    how = f": {', '.join(hows)}" if hows else ""
+    which = "settled" if settled == len(holes) else f"{settled:,} of them settled"
+    yield f"{_plural(len(holes), 'gap')} found, {which}{how}."
+
+
+def _delivery(report: Report) -> Iterator[str]:
+    files = [feed.files for feed in report.feeds]
+    sealed, packed = sum(each.sealed for each in files), sum(each.size for each in files)
+    told = f"{_plural(sealed + sum(each.open for each in files), 'file')}, {size(packed)}"
+    waiting = [name for each in files for name in each.not_uploaded]
+    if any(each.uploaded is not None for each in files):
+        stores = f" to {', '.join(report.stores)}" if report.stores else ""
+        told += (
+            f"; {len(waiting):,} of {sealed:,} not uploaded yet" if waiting else f"; all sealed ones uploaded{stores}"
+        )
+    yield f"{told}."
+
+
+def _connections(report: Report) -> Iterator[str]:
+    measured = [feed.connection for feed in report.feeds if feed.connection is not None]
+    if not measured:
+        yield "Connection time and latency: nothing was measured."
+        return
+    share = _share(sum(each.connected_s for each in measured), sum(each.measured_s for each in measured))
+    breaks = sum(each.reconnects for each in measured)
+    ran_s = dict.fromkeys(report.days, 0.0)
+    for feed in report.feeds:
+        if feed.connection is not None:
+            ran_s[feed.day] = max(ran_s[feed.day], feed.connection.measured_s)
+    told = f"Connected for {share} of the {span(sum(ran_s.values()))} that the collector ran"
+    if breaks:
+        told += f", {_plural(breaks, 'reconnect')}"
+    latencies = sorted(
+        (each.latency_median_ms, each.latency_p99_ms or 0.0) for each in measured if each.latency_median_ms is not None
+    )
+    if latencies:
+        median, worst = latencies[len(latencies) // 2][0], max(p99 for _, p99 in latencies)
+        told += f"; latency {milliseconds(median)} in the median, p99 up to {milliseconds(worst)}"
+    if report.clocks:
+        clock = max(report.clocks, key=lambda clock: abs(clock.median_ms))
+        side = "ahead of" if clock.median_ms >= 0 else "behind"
+        told += f"; the clock of {clock.exchange} {abs(clock.median_ms):,} ms {side} this machine's"
+    yield f"{told}."
+
+
+def findings(report: Report) -> list[str]:
+    """Return what is not in order, a line each: the feed, the IDs and the reason."""
+    told = [line for feed in report.feeds if not feed.in_order for line in _of_feed(report, feed)]
+    if len(told) > TROUBLES_TOLD:
+        told[TROUBLES_TOLD:] = [f"and {len(told) - TROUBLES_TOLD:,} more; --json tells all of them"]
+    return told
+
+
+def advice(report: Report) -> list[str]:
+    """Return what the reasons told by `findings` mean, and what to do."""
+    reasons: set[str] = set()
+    for feed in report.feeds:
+        if feed.ids is not None:
+            reasons.update(feed.ids.missing, {feed.ids.ends})
+        if feed.state == "missing":
+            reasons.add("no row")
+    return [text for reason, text in REMEDIES.items() if reason in reasons]
+
+
+def _of_feed(report: Report, feed: FeedDay) -> Iterator[str]:
+    name = feed.name if len(report.days) == 1 else f"{feed.day} {feed.name}"
+    if feed.state == "missing":
+        yield f"{name}: {'; '.join(feed.notes)}"
+    elif feed.ids is not None and feed.ids.ends == "unproved":
+        yield f"{name}: {NOTES['unproved']}"
+    missing = [hole for hole in feed.holes if hole.missing]
+    for hole in missing[:HOLES_TOLD]:
+        yield f"{name}: {_hole_text(hole)}"
+    if rest := missing[HOLES_TOLD:]:
+        count = sum(sum(hole.missing.values()) for hole in rest)
+        yield f"{name}: {len(rest):,} more holes with {_plural(count, 'missing ID')}"
+
+
+def _hole_text(hole: Hole) -> str:
+    parts = [f"{number:,} {reason}" for reason, number in hole.missing.items()]
+    ids = f"ID {hole.first_id}" if hole.first_id == hole.last_id else f"IDs {hole.first_id} to {hole.last_id}"
+    told = f"{', '.join(parts)}, {ids}"
+    if hole.filled:
+        told += f", {hole.filled:,} filled"
+    if hole.found_at:
+        told += f", found {hole.found_at[:10]} {hole.found_at[11:19]} UTC"
+    return told + (f": {hole.reason}" if hole.reason else "")
+
+
+def remarks(report: Report) -> list[str]:
+    """Return what feeds in order have to say, those that say the same together."""
+    saying: dict[str, list[str]] = {}
+    for feed in report.feeds:
+        if feed.in_order:
+            for note in feed.notes:
+                saying.setdefault(note, []).append(feed.name if len(report.days) == 1 else f"{feed.day} {feed.name}")
+    return [f"{note}: {_named(names)}" for note, names in saying.items()]
+
+
+def notice(report: Report, machine: str, attachments: Sequence[Path]) -> Notice:
+    """Return the report as a message, the verdict first."""
+    return Notice(
+        kind="report",
+        level="info" if report.verdict == "complete" else "warning",
+        title=f"{machine}: data of {headline(report)}",
+        lines=(*summary(report), *findings(report), *advice(report), *report.troubles, *remarks(report)),
+        incident=f"report {report.days[0]} {report.days[-1]}",
+        ended=True,
+        attachments=tuple(attachments),
+    )
+
+
+# --- Numbers for people --------------------------------------------------------------------------------------------
+
+
+def percent(feed: FeedDay) -> str:
+    """Return how complete a feed's day is: `100 %` only if nothing is missing, else rounded down."""
+    if feed.percent is None:
+        return "-"
+    return "100 %" if feed.percent == 100 else f"{int(feed.percent * 100) / 100:.2f} %"  # noqa: PLR2004 - per cent
+
+
+def milliseconds(latency_ms: float) -> str:
+    """Return a latency to the millisecond, or in seconds."""
+    return f"{latency_ms:,.0f} ms" if abs(latency_ms) < 10_000 else span(latency_ms / 1000)  # noqa: PLR2004 - 10 s
+
+
+def _share(part: float, whole: float) -> str:
+    if part >= whole:
+        return "100 %"
+    return f"{int(part / whole * 1000) / 10:.1f} %"
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _named(names: Sequence[str]) -> str:
+    more = len(names) - NAMES_TOLD
+    return ", ".join(names[:NAMES_TOLD]) + (f" and {more:,} more" if more > 0 else "")
+
+
+# --- CSV -----------------------------------------------------------------------------------------------------------
+
+CSV_COLUMNS = (
+    "day", "exchange", "stream", "symbol", "state", "percent", "rows", "first_id", "last_id", "begins", "ends",
+    "expected", "held", "absent", "not_trades", *MISSING, "missing_ids", "gaps", "gaps_settled", "filled", "sealed",
+    "open_files", "size", "csv_size", "uploaded", "measured_s", "connected_s", "reconnects", "live_rows",
+    "latency_median_ms", "latency_p99_ms", *(f"rows_{hour:02d}h" for hour in range(HOURS)),
+)  # fmt: skip
+"""The columns of `--csv`. What is not known is empty."""
+
+
+def to_csv(report: Report) -> str:
+    """Return the report as CSV with a heading, a row for each feed and day."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(map(_csv_row, report.feeds))
+    return text.getvalue()
+
+
+def _csv_row(feed: FeedDay) -> dict[str, object]:
+    row: dict[str, object] = {
+        "day": feed.day,
+        "exchange": feed.exchange,
+        "stream": feed.stream,
+        "symbol": feed.symbol,
+        "state": feed.state,
+        "percent": feed.percent,
+        "rows": feed.rows,
+        "missing_ids": " ".join(f"{hole.first_id}-{hole.last_id}" for hole in feed.holes if hole.missing),
+        "gaps": len(feed.holes),
+        "gaps_settled": sum(not hole.missing for hole in feed.holes),
+        "filled": sum(hole.filled for hole in feed.holes),
+        "sealed": feed.files.sealed,
+        "open_files": feed.files.open,
+        "size": feed.files.size,
+        "csv_size": feed.files.csv_size,
+        "uploaded": feed.files.uploaded,
+    }
+    row |= {f"rows_{hour:02d}h": rows for hour, rows in enumerate(feed.rows_per_hour)}
+    if feed.ids is not None:
+        row |= {"first_id": feed.ids.first, "last_id": feed.ids.last, "begins": feed.ids.begins}
+        row |= {"ends": feed.ids.ends, "expected": feed.ids.expected, "held": feed.ids.held}
+        row |= {"absent": feed.ids.absent, "not_trades": feed.ids.not_trades}
+        row |= {reason: feed.ids.missing.get(reason, 0) for reason in MISSING}
+    return row if feed.connection is None else row | msgspec.structs.asdict(feed.connection)
+
+
+# --- The table -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Glyphs:
+    """The marks of one encoding."""
+
+    well: str
+    trouble: str
+    rest: str
+    advice: str
+    cut: str
+    bars: str
+    """No row, then few to most."""
+
+
+_UTF8 = _Glyphs("●", "✗", "○", "→", "…", "·▁▂▃▄▅▆▇█")
+_ASCII = _Glyphs("*", "x", "-", ">", "..", "_.:-=+*#@")
+
+Row = dict[str, str]
+"""A line of the table: what stands under each title."""
+
+COLUMNS = ("complete", "rows", "gaps", "hours", "missing", "latency", "size", "uploaded", "connected", "IDs")
+"""The columns behind the name by importance: each is shown while it fits, and if it has anything to tell."""
+ORDER = ("rows", "complete", "missing", "gaps", "hours", "IDs", "size", "uploaded", "latency", "connected")
+TITLES = {"hours": "0h    6h    12h   18h   ", "latency": "latency p50/p99"}
+LEFT = {"hours", "IDs"}
+
+
+@dataclass(frozen=True, slots=True)
+class ReportTable:
+    """A rich renderable: the verdict, a line a feed (or a day, where there are several), and what is not in order."""
+
+    report: Report
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "Iterator[RenderableType]":
+        """Yield the parts from top to bottom."""
+        from rich.text import Text  # noqa: PLC0415 - see the module's docstring
+
+        glyphs = _ASCII if options.ascii_only else _UTF8
+        well = self.report.verdict == "complete"
+        mark = glyphs.well if well else glyphs.trouble
+        yield Text(f"{mark} {headline(self.report)}", style="bold green" if well else "bold red")
+        yield from _listed(" ", summary(self.report), "", options)
+        rows = _feed_rows(self.report, glyphs) if len(self.report.days) == 1 else _day_rows(self.report, glyphs)
+        if rows:
+            yield Text()
+            yield _grid(rows, glyphs, options)
+        below = (
+            (glyphs.trouble, "red", findings(self.report)),
+            (glyphs.advice, "", advice(self.report)),
+            ("!", "yellow", self.report.troubles),
+            (" ", "dim", remarks(self.report)),
+        )
+        for sign, style, told in below:
+            if told:
+                yield Text()
+                yield from _listed(sign, told, style, options)
+
+
+def _listed(mark: str, lines: Sequence[str], style: str, options: "ConsoleOptions") -> "Iterator[Table]":
+    """Yield each line behind a mark, wrapped beside it."""
+    from rich.table import Table  # noqa: PLC0415 - see the module's docstring
+    from rich.text import Text  # noqa: PLC0415
+
+    for line in lines:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(Text(mark, style=style), Text(_plain(line, options), style=style, overflow="fold"))
+        yield grid
+
+
+def _feed_rows(report: Report, glyphs: _Glyphs) -> list[Row]:
+    """Return a line for each feed of one day."""
+    one_market = len({feed.market for feed in report.feeds}) == 1
+    rows = []
+    for feed in report.feeds:
+        ids, connection = feed.ids, feed.connection
+        files = feed.files
+        well = glyphs.rest if feed.state == "quiet" else glyphs.well
+        rows.append({
+            "": well if feed.in_order else glyphs.trouble,
+            "feed": feed.symbol if one_market else feed.name,
+            "rows": f"{feed.rows:,}",
+            "complete": {"missing": "no row", "quiet": "quiet"}.get(feed.state) or percent(feed),
+            "missing": f"{ids.missing_total:,}" if ids is not None and ids.missing_total else "",
+            "gaps": f"{len(feed.holes):,}" if feed.holes else "-",
+            "hours": bars(feed.rows_per_hour, max(feed.rows_per_hour), glyphs),
+            "IDs": "" if ids is None or ids.first is None else f"{ids.first} to {ids.last}",
+            "size": size(files.size) if files.size else "",
+            "uploaded": "" if files.uploaded is None or not files.sealed else f"{files.uploaded} of {files.sealed}",
+            "latency": _latency(feed),
+            "connected": "" if connection is None else _share(connection.connected_s, connection.measured_s),
+        })  # fmt: skip
+    return rows
+
+
+def _day_rows(report: Report, glyphs: _Glyphs) -> list[Row]:
+    """Return a line for each of several days, its feeds together."""
+    rows = []
+    most = max((sum(hour) for day in report.days for hour in _hours_of(report, day)), default=0)
+    for day in report.days:
+        feeds = [feed for feed in report.feeds if feed.day == day]
+        missing = sum(feed.ids.missing_total for feed in feeds if feed.ids is not None)
+        holes = sum(len(feed.holes) for feed in feeds)
+        well = glyphs.well if all(feed.in_order for feed in feeds) else glyphs.trouble
+        in_order = sum(feed.in_order for feed in feeds)
+        rows.append({
+            "": well if feeds else glyphs.rest,
+            "day": day,
+            "rows": f"{sum(feed.rows for feed in feeds):,}",
+            "complete": f"{in_order:,} of {len(feeds):,} feeds" if feeds else "no data",
+            "missing": f"{missing:,}" if missing else "",
+            "gaps": f"{holes:,}" if holes else "-",
+            "hours": bars([sum(hour) for hour in _hours_of(report, day)], most, glyphs),
+            "size": size(sum(feed.files.size for feed in feeds)),
+        })  # fmt: skip
+    return rows
+
+
+def _hours_of(report: Report, day: str) -> list[list[int]]:
+    """Return the rows of each feed in each hour of a day."""
+    by_feed = [feed.rows_per_hour for feed in report.feeds if feed.day == day]
+    return [[hours[hour] for hours in by_feed] for hour in range(HOURS)]
+
+
+def bars(counts: Sequence[int], most: int, glyphs: _Glyphs) -> str:
+    """Return a bar of eight heights for each number, the highest for `most`; none at all for zero."""
+    steps = len(glyphs.bars) - 1
+    return "".join(glyphs.bars[-(-count * steps // most) if count else 0] for count in counts)
+
+
+def _latency(feed: FeedDay) -> str:
+    connection = feed.connection
+    if connection is None or connection.latency_median_ms is None or connection.latency_p99_ms is None:
+        return ""
+    return f"{connection.latency_median_ms:,.0f} / {milliseconds(connection.latency_p99_ms)}"
+
+
+def _grid(rows: Sequence[Row], glyphs: _Glyphs, options: "ConsoleOptions") -> "Table":
+    """Return the rows with the columns that fit (rule 2)."""
+    from rich.cells import cell_len, set_cell_size  # noqa: PLC0415 - see the module's docstring
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    mark, name = list(rows[0])[:2]
+    shown = rows[:ROWS_SHOWN]
+    names = [_plain(row[name], options) for row in shown]
+    names = [
+        text if cell_len(text) <= NAME_CELLS else set_cell_size(text, NAME_CELLS - len(glyphs.cut)) + glyphs.cut
+        for text in names
+    ]
+    left = options.max_width - 2 - max(map(cell_len, [name, *names]))
+    chosen = set()
+    for title in COLUMNS:
+        width = max(cell_len(text) for text in [TITLES.get(title, title), *(row.get(title, "") for row in shown)]) + 2
+        if width <= left and any(row.get(title) for row in shown):
+            chosen.add(title)
+            left -= width
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), collapse_padding=True, header_style="dim")
+    grid.add_column(Text(f"  {name}"), no_wrap=True)
+    for title in (title for title in ORDER if title in chosen):
+        grid.add_column(Text(TITLES.get(title, title)), justify="left" if title in LEFT else "right", no_wrap=True)
+    for row, text in zip(shown, names, strict=True):
+        style = "red" if row[mark] == glyphs.trouble else ""
+        cells = [Text(row.get(title, "")) for title in ORDER if title in chosen]
+        grid.add_row(Text(f"{row[mark]} {text}"), *cells, style=style)
+    if rest := rows[ROWS_SHOWN:]:
+        bad = sum(row[mark] == glyphs.trouble for row in rest)
+        grid.add_row(Text(f"  and {len(rest):,} more, {f'{bad:,} of them not in order' if bad else 'all in order'}"))
+    return grid
+
+
+def _plain(text: str, options: "ConsoleOptions") -> str:
+    """Replace what is not to be printed: control characters, surrogates, and beyond ASCII where only that is shown."""
+    return "".join(c if c.isprintable() and (c.isascii() or not options.ascii_only) else "?" for c in text)
