@@ -159,7 +159,7 @@ nightly_line() {
     given="--config $(quoted "$config")${data_dir:+ --data-dir $(quoted "$data_dir")}"
     printf '%s * * * * ' "$(minute_at "$(today_s "$at")")"
     # shellcheck disable=SC2016 # for the shell that cron starts
-    printf '[ "$(TZ=UTC%s date +\\%%H)" = 00 ] || exit 0; ' "$(number "$at")"
+    printf '[ "$(TZ=UTC%s date +\\%%H)" = 00 ] || exit 0; ' "$at"
     surroundings "$log" 'not started: the run before has not ended yet'
     printf '%s upload %s%s; ' "$(quoted "$program")" "$given" "${delete_after:+ --delete-after $delete_after}"
     [ "$report" = no ] || printf '%s report --send %s ' "$(quoted "$program")" "$given"
@@ -194,6 +194,7 @@ refusal() {
     said=$(tr '\n' ' ' <"$folder/said")
     case $said in
     *'not allowed'*) echo "$said- ask for $(id -un) in /etc/cron.allow, or use the timer in deploy/" ;;
+    *'too long'*) echo "the line has more characters than cron allows (998); move the program or the data to shorter paths" ;;
     *) echo "crontab says: $said" ;;
     esac
 }
@@ -308,7 +309,10 @@ next_run() {
 }
 
 parse "$@"
-exec 8<"$0" && flock 8 2>/dev/null || : # one at a time: a crontab is read, changed and written
+if [ -f "$0" ] && [ -r "$0" ]; then
+    exec 8<"$0"
+    flock 8 2>/dev/null || : # one at a time: a crontab is read, changed and written
+fi
 case $action in
 install) install_lines ;;
 show) show_lines ;;
