@@ -23,10 +23,22 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tickcollect import status
-from tickcollect.status import FeedStatus, Health, Rate, Snapshot, StatusFile, judge, table
+from tickcollect.status import (
+    ChannelStatus,
+    FeedStatus,
+    Health,
+    Rate,
+    Snapshot,
+    StatusFile,
+    UploadStatus,
+    judge,
+    table,
+)
 
 NOW_NS = 1_790_000_000_000_000_000
 S = 10**9
+MIDNIGHT_NS = NOW_NS - NOW_NS % (86_400 * S)
+"""Of 2026-09-21; it is 14:13 UTC."""
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "status.md"
 
 
@@ -77,6 +89,28 @@ def snapshot(*feeds: FeedStatus, **changes: Any) -> Snapshot:
     return replace(ordinary, **changes)
 
 
+def upload(**changes: Any) -> UploadStatus:
+    """Return an upload of half past the last midnight that has left nothing behind, with one file sealed since."""
+    ordinary = UploadStatus(
+        store="s3://ticks/all",
+        last_run_ns=MIDNIGHT_NS + 1800 * S,
+        complete=True,
+        waiting_files=1,
+        waiting_bytes=3_400_000_000,
+        oldest_ns=NOW_NS - 3600 * S,
+        failure="",
+    )
+    return replace(ordinary, **changes)
+
+
+def channel(name: str = "telegram", **changes: Any) -> ChannelStatus:
+    ordinary = ChannelStatus(name=name, failing_since_ns=None, error="", sent=3, dropped=0, waiting=0)
+    return replace(ordinary, **changes)
+
+
+FAILING = channel("slack", failing_since_ns=NOW_NS - 7200 * S, error="the token is not valid", dropped=1, waiting=3)
+
+
 def drawn(renderable: status.StatusTable, width: int = 80, encoding: str = "utf-8") -> list[str]:
     file = io.TextIOWrapper(io.BytesIO(), encoding)
     Console(file=file, width=width, force_terminal=False).print(renderable)
@@ -113,7 +147,8 @@ def said(process: subprocess.Popen[str]) -> str:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     """A snapshot comes back from its file as it was, and `--json` prints the same structure as an array."""
-    written = snapshot(feed(), feed("币安人生USDT", lag_ms=None, last_row_ns=None, last_id=None))
+    unknown = feed("币安人生USDT", lag_ms=None, last_row_ns=None, last_id=None)
+    written = snapshot(feed(), unknown, upload=upload(), channels=[channel(), FAILING])
     file = StatusFile(tmp_path / "new" / "data")
     file.write(written)
     assert status.read(tmp_path / "new" / "data") == [written]
@@ -211,8 +246,16 @@ def test_damaged_file(tmp_path: Path, content: bytes) -> None:
 
 def test_fields_of_a_later_version_are_accepted(tmp_path: Path) -> None:
     """A field that this version does not know does not make a snapshot unreadable."""
-    later = msgspec.json.decode(msgspec.json.encode(snapshot())) | {"uploaded": 7}
+    later = msgspec.to_builtins(snapshot()) | {"uploaded": 7}
     (tmp_path / "status.json").write_bytes(msgspec.json.encode(later))
+    assert status.read(tmp_path) == [snapshot()]
+
+
+def test_file_of_a_version_without_upload_is_accepted(tmp_path: Path) -> None:
+    """A snapshot that says nothing of upload and alerts is one of a collector that has neither."""
+    earlier = msgspec.to_builtins(snapshot(upload=upload(), channels=[FAILING]))
+    del earlier["upload"], earlier["channels"]
+    (tmp_path / "status.json").write_bytes(msgspec.json.encode(earlier))
     assert status.read(tmp_path) == [snapshot()]
 
 
@@ -263,6 +306,8 @@ WELL, TROUBLE, NOT_COLLECTING = Health.WELL, Health.TROUBLE, Health.NOT_COLLECTI
 CUT_OFF = feed(connected=False, note="next attempt in 8 s")
 YOUNG = {"state": "starting", "started_ns": NOW_NS - 5 * S}
 
+H = 3600 * S
+
 VERDICTS = {
     "all well": (snapshot(), 1, True, WELL, "collecting 1 feed, 123 rows/s, last row 1.2 s ago", ()),
     "pid unknown": (snapshot(), 1, None, WELL, "collecting", ()),
@@ -293,6 +338,82 @@ VERDICTS = {
     ),
     "queue": (snapshot(queue_rows=90_000), 1, True, TROUBLE, "", ("90,000 messages wait",)),
     "told": (snapshot(problems=["Telegram refuses"]), 1, True, TROUBLE, "", ("Telegram refuses",)),
+    "uploaded": (snapshot(upload=upload()), 1, True, WELL, "", ()),
+    "sealed long ago, uploaded since": (snapshot(upload=upload(oldest_ns=0)), 1, True, WELL, "", ()),
+    "no upload yet": (snapshot(upload=upload(last_run_ns=None, complete=False)), 1, True, WELL, "", ()),
+    "nothing to upload": (
+        snapshot(upload=upload(last_run_ns=0, waiting_files=0, waiting_bytes=0, oldest_ns=None)),
+        1,
+        True,
+        WELL,
+        "",
+        (),
+    ),
+    "upload not complete": (
+        snapshot(upload=upload(complete=False, failure="AWS says the key is expired")),
+        1,
+        True,
+        TROUBLE,
+        "",
+        (r"the upload of 00:30 UTC is not complete: AWS says the key is expired; 1 file \(3\.40 GB\) waiting$",),
+    ),
+    "nothing left but a failure": (
+        snapshot(upload=upload(waiting_files=0, oldest_ns=None, complete=False, failure="a link")),
+        1,
+        True,
+        TROUBLE,
+        "",
+        ("the upload of 00:30 UTC is not complete: a link$",),
+    ),
+    "upload not known": (
+        snapshot(upload=upload(last_run_ns=None, complete=False, failure="upload.json is damaged")),
+        1,
+        True,
+        TROUBLE,
+        "",
+        ("upload.json is damaged$",),
+    ),
+    "no upload for days": (
+        snapshot(upload=upload(last_run_ns=NOW_NS - 49 * H, oldest_ns=NOW_NS - 27 * H)),
+        1,
+        True,
+        TROUBLE,
+        "",
+        (r"no upload for more than 26 h \(last: 2026-09-19 13:13 UTC\), and 1 file \(3\.40 GB\) waiting\. See ",),
+    ),
+    "no upload ever": (
+        snapshot(upload=upload(last_run_ns=None, complete=False, oldest_ns=NOW_NS - 26 * H)),
+        1,
+        True,
+        TROUBLE,
+        "",
+        (r"no upload for more than 26 h \(last: none\), and 1 file ",),
+    ),
+    "long without files, then one": (
+        snapshot(upload=upload(last_run_ns=NOW_NS - 49 * H, oldest_ns=NOW_NS - 25 * H)),
+        1,
+        True,
+        WELL,
+        "",
+        (),
+    ),
+    "alerts": (snapshot(channels=[channel()]), 1, True, WELL, "", ()),
+    "alerts fail": (
+        snapshot(channels=[channel(), FAILING]),
+        1,
+        True,
+        TROUBLE,
+        "",
+        (r"alerts to slack fail since 12:13 UTC: the token is not valid \(1 message given up\)$",),
+    ),
+    "died, and the upload fails": (
+        snapshot(upload=upload(complete=False, failure="no bucket"), channels=[FAILING]),
+        1,
+        False,
+        NOT_COLLECTING,
+        "died while running",
+        ("the upload of 00:30 UTC is not complete: no bucket",),
+    ),
     "stopping": (snapshot(CUT_OFF, state="stopping"), 1, True, TROUBLE, "stopping 1 feed", ()),
     "stopped": (snapshot(state="stopped"), 7200, False, NOT_COLLECTING, r"stopped in order 2 h ago\.", ()),
     "died": (snapshot(CUT_OFF), 2, False, NOT_COLLECTING, "died while running: process .* is gone", ()),
@@ -373,6 +494,41 @@ def test_table_at_80_columns() -> None:
         "  feed     rows/s   rows     price    lag  last row  gaps  missing    file",
         "● BTCUSDT     123  12.3M  64120.01  12 ms     1.2 s     0        0  512 MB",
     ]
+
+
+def test_upload_and_alerts_where_configured() -> None:
+    """Upload and alerts have a line each, which says what waits, how the last run ended, and what fails."""
+    seen = snapshot(upload=upload(), channels=[channel(), FAILING, channel("ntfy")])
+    lines = drawn(table([seen], NOW_NS), width=90)
+    assert lines[3:6] == [
+        "upload: 1 file waiting (3.40 GB), last 00:30 UTC ok",
+        "alerts: slack failing, telegram ok, ntfy ok",
+        "",
+    ]
+    assert lines[-1] == "! alerts to slack fail since 12:13 UTC: the token is not valid (1 message given up)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"waiting_files": 0}, "upload: nothing waiting, last 00:30 UTC ok"),
+        ({"last_run_ns": MIDNIGHT_NS - 86_400 * S}, "upload: 1 file waiting (3.40 GB), last 2026-09-20 00:00 UTC ok"),
+        ({"last_run_ns": None, "complete": False}, "upload: 1 file waiting (3.40 GB), none yet"),
+        ({"last_run_ns": None, "complete": False, "failure": "damaged"}, "upload: not known"),
+        ({"complete": False, "failure": "no"}, "upload: 1 file waiting (3.40 GB), last 00:30 UTC not complete"),
+    ],
+)
+def test_upload_in_words(changes: dict[str, Any], line: str) -> None:
+    """The upload's line tells apart: done, done days ago, none yet, not complete, and not to be known."""
+    assert line in drawn(table([snapshot(upload=upload(**changes))], NOW_NS))
+
+
+def test_upload_is_shown_beside_a_dead_collector() -> None:
+    """The upload goes on without the collector, so its line stays; nobody is left who could send alerts."""
+    seen = snapshot(upload=upload(), channels=[FAILING])
+    told = "\n".join(drawn(table([seen], NOW_NS, [judge(seen, NOW_NS, pid_alive=False)])))
+    assert "upload: 1 file waiting (3.40 GB), last 00:30 UTC ok" in told
+    assert "slack" not in told
 
 
 def test_several_markets_name_theirs() -> None:
@@ -470,12 +626,20 @@ HOSTILE_FEEDS = st.builds(
     last_row_ns=st.none() | COUNT, open_gaps=COUNT, missing_ids=COUNT, copies=COUNT, refused=COUNT, not_trades=COUNT,
     file=TEXT, file_bytes=COUNT, files_sealed=COUNT, note=TEXT,
 )  # fmt: skip
+HOSTILE_UPLOADS = st.builds(
+    UploadStatus, store=TEXT, last_run_ns=st.none() | COUNT, complete=st.booleans(), waiting_files=COUNT,
+    waiting_bytes=COUNT, oldest_ns=st.none() | COUNT, failure=TEXT,
+)  # fmt: skip
+HOSTILE_CHANNELS = st.builds(
+    ChannelStatus, name=TEXT, failing_since_ns=st.none() | COUNT, error=TEXT, sent=COUNT, dropped=COUNT, waiting=COUNT
+)
 HOSTILE = st.builds(
     Snapshot, at_ns=COUNT, pid=COUNT, process=TEXT, version=TEXT, started_ns=COUNT,
     state=st.sampled_from(["starting", "running", "stopping", "stopped"]), data_dir=TEXT,
     feeds=st.lists(HOSTILE_FEEDS, max_size=6), messages_per_s=AMOUNT, queue_rows=COUNT, queue_limit=COUNT,
     reconnects=COUNT, sealing=COUNT, disk_free_bytes=COUNT, disk_hours_left=st.none() | AMOUNT,
-    problems=st.lists(TEXT, max_size=3),
+    problems=st.lists(TEXT, max_size=3), upload=st.none() | HOSTILE_UPLOADS,
+    channels=st.lists(HOSTILE_CHANNELS, max_size=3),
 )  # fmt: skip
 
 
@@ -592,16 +756,24 @@ def test_lost_terminal_ends_only_the_view() -> None:
 # --- The document --------------------------------------------------------------------------------------------------
 
 JSON_NAMES = {int: "integer", float: "number", str: "string", bool: "boolean", type(None): "null", list: "array"}
+PARTS: dict[str, type[msgspec.Struct]] = {
+    "### The collector": Snapshot,
+    "### Each feed": FeedStatus,
+    "### The upload": UploadStatus,
+    "### Each channel for alerts": ChannelStatus,
+}
 
 
 def json_name(kind: Any) -> str:
     if get_origin(kind) in {Union, types.UnionType}:
         return " or ".join(json_name(part) for part in get_args(kind))
+    if kind in PARTS.values():
+        return "object"
     return JSON_NAMES.get(get_origin(kind) or kind, "string")
 
 
-@pytest.mark.parametrize(("heading", "kind"), [("### The collector", Snapshot), ("### Each feed", FeedStatus)])
-def test_document_tells_every_field(heading: str, kind: type[Snapshot | FeedStatus]) -> None:
+@pytest.mark.parametrize(("heading", "kind"), PARTS.items())
+def test_document_tells_every_field(heading: str, kind: type[msgspec.Struct]) -> None:
     """docs/status.md lists exactly the fields of the code, in their order, with their JSON types and a meaning."""
     part = DOCUMENT.read_text(encoding="utf-8").split(heading)[1].split("\n#")[0]
     told = re.findall(r"^\| `(\w+)` \| ([^|]+) \|([^|]*)\| [^|]+ \|$", part, re.MULTILINE)
@@ -622,6 +794,7 @@ def test_document_tells_the_limits() -> None:
         f"more than {status.LAG_HIGH_MS / 1000:.0f} s behind",
         f"({status.QUEUE_HIGH:.0%}".replace("%", " %)"),
         f"no sign of life for more than {status.STALE_AFTER_S} s",
+        f"none has run for {status.UPLOAD_EVERY_H} h",
         f"over the last {Rate().window_s:.0f} s",
     ):
         assert limit in document

@@ -29,6 +29,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import IntEnum
 from itertools import count
 from pathlib import Path
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 STALE_AFTER_S = 10
 """A running collector writes its snapshot every second; one this old tells that it does not run as it should."""
+HOUR_NS = 3600 * 10**9
 CONNECTED_WITHIN_S = 60
 """For this long after the start a feed that is not connected yet is no trouble."""
 DISK_LOW_HOURS = 24
@@ -53,6 +55,8 @@ QUEUE_HIGH = 0.8
 LAG_HIGH_MS = 10_000
 LAG_OF_A_RECORDING_MS = 86_400_000
 """No exchange is a day late: rows this old are replayed."""
+UPLOAD_EVERY_H = 26
+"""An upload is due every night; two hours more than a day are left for one that takes long."""
 NAMES_TOLD = 3
 """A trouble of many feeds names this many and counts the others."""
 DRAWN_WITHIN_S = 1.0
@@ -115,6 +119,41 @@ class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.symbol} {self.market}"
 
 
+class UploadStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of the upload: its last run, and what waits for the next."""
+
+    store: str
+    """Where to, without a secret."""
+    last_run_ns: int | None
+    """When the last run ended, nanoseconds since 1970; None where none is on record."""
+    complete: bool
+    """The last run has left nothing behind."""
+    waiting_files: int
+    """Sealed files that are not in the store, as far as is known."""
+    waiting_bytes: int
+    oldest_ns: int | None
+    """Since when the first of them waits; None when none does."""
+    failure: str
+    """Why the last run has left something behind, or why nothing is known; empty when all went well."""
+
+
+class ChannelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One channel for alerts."""
+
+    name: str
+    """As it is shown, without a secret."""
+    failing_since_ns: int | None
+    """Since when nothing can be sent; None while it can."""
+    error: str
+    """Why, in one line without a secret; empty while it works."""
+    sent: int
+    """Messages sent since the start."""
+    dropped: int
+    """Messages that were given up."""
+    waiting: int
+    """Messages not sent yet."""
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """One collector, as it was at `at_ns`. Times are nanoseconds since 1970 by this machine's clock."""
 
@@ -141,6 +180,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Until the disk is full at the present rate; None while there is no rate."""
     problems: list[str]
     """Present troubles that the other fields do not show, one plain line each."""
+    upload: UploadStatus | None = None
+    """None where no store is configured."""
+    channels: list[ChannelStatus] = []
+    """The configured channels for alerts."""
 
 
 def encode(snapshots: Sequence[Snapshot]) -> bytes:
@@ -405,26 +448,28 @@ class Verdict:
 def judge(snapshot: Snapshot, now_ns: int, pid_alive: bool | None) -> Verdict:  # noqa: FBT001 - a fact, not a switch
     """Judge a snapshot at `now_ns`; `pid_alive` is what `alive` says of its process.
 
-    A snapshot from the future is as stale as an old one: nobody has written since the clock was set back.
+    A snapshot from the future is as stale as an old one: nobody has written since the clock was set back. Troubles of
+    the upload are told of a collector that does not collect, too: the upload goes on without it.
     """
+    left = (*snapshot.problems, *_upload_troubles(snapshot, now_ns))
     age_s = (now_ns - snapshot.at_ns) / 1e9
     ago = f"{span(abs(age_s))} {'ago' if age_s >= 0 else 'in the future'}"
     if snapshot.state == "stopped":
-        return Verdict(Health.NOT_COLLECTING, f"stopped in order {ago}.", tuple(snapshot.problems), in_order=True)
+        return Verdict(Health.NOT_COLLECTING, f"stopped in order {ago}.", left, in_order=True)
     if pid_alive is False:
         summary = (
             f"died while {snapshot.state}: process {snapshot.pid} is gone, its last sign was {ago}. Start it again; "
             "it goes on from its last whole row. If it is not to run any more, delete its status file."
         )
-        return Verdict(Health.NOT_COLLECTING, summary, tuple(snapshot.problems))
+        return Verdict(Health.NOT_COLLECTING, summary, left)
     if abs(age_s) > STALE_AFTER_S:
         summary = f"gives no sign of life: the last was {ago}. " + (
             f"Process {snapshot.pid} is there: it hangs, or its disk does not answer."
             if pid_alive
             else f"Whether process {snapshot.pid} still runs cannot be seen from this boot, container or user."
         )
-        return Verdict(Health.NOT_COLLECTING, summary, tuple(snapshot.problems))
-    troubles = tuple(_troubles(snapshot))
+        return Verdict(Health.NOT_COLLECTING, summary, left)
+    troubles = tuple(_troubles(snapshot, now_ns))
     health = Health.TROUBLE if troubles or snapshot.state == "stopping" else Health.WELL
     return Verdict(health, _summary(snapshot, now_ns), troubles)
 
@@ -437,7 +482,7 @@ def _summary(snapshot: Snapshot, now_ns: int) -> str:
     return f"{doing} {_plural(len(snapshot.feeds), 'feed')}, {_rate(rows_per_s)} rows/s, {last}"
 
 
-def _troubles(snapshot: Snapshot) -> Iterator[str]:
+def _troubles(snapshot: Snapshot, now_ns: int) -> Iterator[str]:
     """Tell what needs attention; many feeds in the same trouble are one line."""
     feeds = snapshot.feeds
     if cut := [feed for feed in feeds if _cut_off(feed, snapshot)]:
@@ -454,7 +499,37 @@ def _troubles(snapshot: Snapshot) -> Iterator[str]:
         yield f"disk low: {size(snapshot.disk_free_bytes)} free{left}; upload and delete, or give it more space"
     if snapshot.queue_rows >= max(1, QUEUE_HIGH * snapshot.queue_limit):
         yield f"{snapshot.queue_rows:,} messages wait to be written (limit {snapshot.queue_limit:,}): slow disk or CPU"
+    yield from _upload_troubles(snapshot, now_ns)
+    for channel in snapshot.channels:
+        if channel.failing_since_ns is not None:
+            dropped = f" ({_plural(channel.dropped, 'message')} given up)" if channel.dropped else ""
+            since = moment(channel.failing_since_ns, now_ns)
+            yield f"alerts to {channel.name} fail since {since}: {channel.error}{dropped}"
     yield from snapshot.problems
+
+
+def _upload_troubles(snapshot: Snapshot, now_ns: int) -> Iterator[str]:
+    """Tell that the last upload has failed, or that none has run although files wait."""
+    upload = snapshot.upload
+    if upload is None:
+        return
+    waiting = f"{_plural(upload.waiting_files, 'file')} ({size(upload.waiting_bytes)})"
+    if upload.failure and upload.last_run_ns is None:
+        yield upload.failure
+    elif upload.failure:
+        left = f"; {waiting} waiting" if upload.waiting_files else ""
+        yield f"the upload of {moment(upload.last_run_ns or 0, now_ns)} is not complete: {upload.failure}{left}"
+    elif _is_past(upload.oldest_ns, now_ns) and (upload.last_run_ns is None or _is_past(upload.last_run_ns, now_ns)):
+        last = "none" if upload.last_run_ns is None else moment(upload.last_run_ns, now_ns)
+        yield (
+            f"no upload for more than {UPLOAD_EVERY_H} h (last: {last}), and {waiting} waiting. See whether cron or "
+            "the timer starts it, or run `tickcollect upload`"
+        )
+
+
+def _is_past(then_ns: int | None, now_ns: int) -> bool:
+    """Tell whether something is longer ago than an upload may be."""
+    return then_ns is not None and now_ns - then_ns > UPLOAD_EVERY_H * HOUR_NS
 
 
 def _cut_off(feed: FeedStatus, snapshot: Snapshot) -> bool:
@@ -493,6 +568,12 @@ COUNT_CELLS = len("99,999")
 def span(seconds: float) -> str:
     """Return a length of time in one unit: `0.2 s`, `12 s`, `3 min`, `2 h`, `4 d`."""
     return next(text.format(seconds / unit_s) for limit_s, unit_s, text in SPANS if seconds < limit_s)
+
+
+def moment(then_ns: int, now_ns: int) -> str:
+    """Return a time in UTC: `00:10 UTC`, with the date where it is not of the last 24 hours."""
+    then = datetime.fromtimestamp(then_ns / 1e9, UTC)
+    return f"{then:%H:%M} UTC" if 0 <= now_ns - then_ns < 24 * HOUR_NS else f"{then:%Y-%m-%d %H:%M} UTC"
 
 
 def size(number_of_bytes: float) -> str:
@@ -713,7 +794,8 @@ def _header(snapshot: Snapshot, verdict: Verdict, now_ns: int, pen: _Pen) -> "li
         lines = []
         parts = [*_doings(snapshot, now_ns), *_totals(snapshot), *_resources(snapshot)]
     texts = [pen.plain(part) for part in (f"tickcollect {snapshot.version}", *parts)]
-    return lines + [pen.line((text, "bold")) for text in pen.flow(texts, pen.glyphs.between, pen.width)]
+    lines += [pen.line((text, "bold")) for text in pen.flow(texts, pen.glyphs.between, pen.width)]
+    return lines + [line for text in _deliveries(snapshot, verdict, now_ns) for line in pen.wrapped(text, "", "")]
 
 
 def _doings(snapshot: Snapshot, now_ns: int) -> Iterator[str]:
@@ -743,6 +825,23 @@ def _resources(snapshot: Snapshot) -> Iterator[str]:
     yield f"queue {snapshot.queue_rows / max(1, snapshot.queue_limit):.0%}"
     yield f"{_plural(sum(feed.files_sealed for feed in snapshot.feeds), 'file')} sealed, {snapshot.sealing:,} waiting"
     yield _plural(snapshot.reconnects, "reconnect")
+
+
+def _deliveries(snapshot: Snapshot, verdict: Verdict, now_ns: int) -> Iterator[str]:
+    """Tell of the upload and of the channels for alerts, where there are any; a dead collector has no channels."""
+    if (upload := snapshot.upload) is not None:
+        waiting = "nothing waiting"
+        if upload.waiting_files:
+            waiting = f"{_plural(upload.waiting_files, 'file')} waiting ({size(upload.waiting_bytes)})"
+        if upload.last_run_ns is None:
+            yield "upload: not known" if upload.failure else f"upload: {waiting}, none yet"
+        else:
+            last = f"last {moment(upload.last_run_ns, now_ns)} {'ok' if upload.complete else 'not complete'}"
+            yield f"upload: {waiting}, {last}"
+    if snapshot.channels and verdict.health < Health.NOT_COLLECTING:
+        working = [channel.name for channel in snapshot.channels if channel.failing_since_ns is None]
+        failing = [f"{channel.name} failing" for channel in snapshot.channels if channel.failing_since_ns is not None]
+        yield f"alerts: {', '.join([*failing, *(f'{name} ok' for name in working)])}"
 
 
 def _feed_lines(snapshot: Snapshot, now_ns: int, room: int | None, pen: _Pen) -> "list[Text]":
