@@ -157,7 +157,7 @@ def test_ready_is_said_with_the_feeds(programs: Programs) -> None:
         config = programs.config(**configured(spot, "BTCUSDT", "ETHUSDT"))
         ended = programs.run("check", "--config", config, "--no-send")
     assert ended.code == 0, ended.out
-    assert ended.out.splitlines()[-1].startswith("Ready: 2 feeds")
+    assert ended.out.splitlines()[-1].startswith("Ready to be left alone: 2 feeds")
 
 
 def test_hundreds_of_feeds_are_a_line_a_connection() -> None:

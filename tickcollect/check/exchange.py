@@ -70,9 +70,13 @@ async def _visit(asked: Asked, venue: Venue) -> Findings:
     """Look at one exchange; what one question shows is needed for the next."""
     try:
         info, findings = await _listed(venue)
+        if info is None:
+            return [*findings, *await _streams(asked, venue, venue.feeds, None)]
+        feeds = [(stream, symbol) for stream, symbol in venue.feeds if symbol in info.statuses]
         ahead_ms, clock = await _clock(venue, asked.time_ns)
-        feeds = [feed for feed in venue.feeds if info is None or feed[1] in info.statuses]
-        streams, key = await asyncio.gather(_streams(asked, venue, feeds, ahead_ms), _history(asked.config, venue))
+        streams, key = await asyncio.gather(
+            _streams(asked, venue, feeds, ahead_ms), _history(asked.config, venue, dict(feeds))
+        )
         return [*findings, *clock, *streams, *key]
     finally:
         await venue.rest.close()
@@ -118,7 +122,8 @@ async def _listed(venue: Venue) -> tuple[ExchangeInfo | None, Findings]:
         found = f"its list of symbols cannot be read: {error}"
         return None, [Finding("exchange", market.name, FAIL, found, "Check rest_url; if it is right, try again later")]
     venue.budget.limit = info.weight_per_minute
-    found = f"answers; lists {plural(len(info.statuses), 'symbol')}, allows {info.weight_per_minute:,} weight a minute"
+    weight = f"{info.weight_per_minute:,} request weight a minute"
+    found = f"answers; lists {plural(len(info.statuses), 'symbol')}, allows {weight}"
     findings = [Finding("exchange", market.name, OK, found)]
     if info.weight_per_minute < market.weight_per_minute:
         found = f"allows less than usual ({market.weight_per_minute:,}): filling gaps takes longer"
@@ -141,7 +146,7 @@ def _unlisted(venue: Venue, info: ExchangeInfo) -> Iterator[Finding]:
 
 def _not_trading(venue: Venue, info: ExchangeInfo) -> Iterator[Finding]:
     resting: dict[str, list[str]] = {}
-    for _, symbol in venue.feeds:
+    for symbol in dict.fromkeys(symbol for _, symbol in venue.feeds):
         state = info.statuses.get(symbol, "TRADING")
         if state != "TRADING":
             resting.setdefault(state, []).append(symbol)
@@ -172,18 +177,17 @@ async def _clock(venue: Venue, time_ns: Callable[[], int]) -> tuple[float | None
     return ahead_ms, [Finding("clock", name, level, found, "" if level is OK else NTP)]
 
 
-async def _history(config: Config, venue: Venue) -> Findings:
-    """Ask the history that needs an API key for one row."""
-    market = venue.market
-    feeds = {stream: symbol for stream, symbol in venue.feeds if market.history[stream].key_header}
-    if not feeds or not config.backfill:
+async def _history(config: Config, venue: Venue, symbols: Mapping[str, str]) -> Findings:
+    """Ask the history that needs an API key for one row; `symbols` has one for each stream."""
+    market, key = venue.market, config.binance_api_key.get_secret_value()
+    stream = next((stream for stream in symbols if market.history[stream].key_header), None)
+    if stream is None or not config.backfill:
         return []
-    (stream, symbol), key = next(iter(feeds.items())), config.binance_api_key.get_secret_value()
     subject, source = f"{market.name} {stream}", market.history[stream]
     if not key:
         found = "gaps of this stream can be filled only with an API key"
         return [Finding("history", subject, WARN, found, "Set BINANCE_API_KEY: a key without any permission is enough")]
-    params: dict[str, str | int] = {"symbol": symbol, "limit": 1}
+    params: dict[str, str | int] = {"symbol": symbols[stream], "limit": 1}
     try:
         await _ask(venue, source.path, params, weight=source.weight, headers={source.key_header: key})
     except RestError as error:

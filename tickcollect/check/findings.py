@@ -27,7 +27,7 @@ NAMES_SHOWN = 5
 
 
 class Level(StrEnum):
-    """How well something is (rule 2), from the best."""
+    """How well something is, from the best."""
 
     OK = "ok"
     NOTE = "note"
@@ -43,9 +43,9 @@ class Finding:
     """What one look has shown."""
 
     area: str
-    """Which check: a key of `CHECKS`."""
+    """What was looked at, in one word: `disk`, `clock`, `streams`."""
     subject: str
-    """What exactly was looked at: a file, an exchange, a channel; empty where the area says it."""
+    """Which one, where there can be several: a file, an exchange, a channel; else empty."""
     level: Level
     found: str
     remedy: str = ""
@@ -97,9 +97,9 @@ def lines(findings: Findings, console: "Console") -> "Iterator[Text]":
     margin = len("FAIL  ") + wide + 2
     for finding in findings:
         found = f"{finding.subject}: {finding.found}" if finding.subject else finding.found
-        told = Text(printable(found, console.encoding))
+        told = Text(_printable(found, console.encoding))
         if finding.remedy:
-            told.append(f"\n-> {printable(finding.remedy, console.encoding)}", "bold")
+            told.append(f"\n-> {_printable(finding.remedy, console.encoding)}", "bold")
         level = finding.level.upper() if finding.level is FAIL else finding.level
         head = Text.assemble((f"{level:<6}", STYLES[finding.level]), f"{finding.area:<{wide + 2}}")
         for line in told.wrap(console, max(20, console.width - margin)):
@@ -114,12 +114,11 @@ def closing(asked: Asked, findings: Findings) -> str:
     if levels[FAIL]:
         others = f", and {plural(levels[WARN], 'warning')}" if levels[WARN] else ""
         return f"Not ready: {plural(levels[FAIL], 'thing')} to do before leaving it alone{others}."
-    count = len(feeds(asked.config))
-    found = f"Ready: {plural(count, 'feed')}"
-    return f"{found}, {plural(levels[WARN], 'warning')}." if levels[WARN] else f"{found}, all is well."
+    warned = f", {plural(levels[WARN], 'warning')}" if levels[WARN] else ""
+    return f"Ready to be left alone: {plural(len(feeds(asked.config)), 'feed')}{warned}."
 
 
-def printable(text: str, encoding: str) -> str:
+def _printable(text: str, encoding: str) -> str:
     """Replace what is not to be printed: control characters, and what the terminal's encoding does not have."""
     shown = "".join(char if char.isprintable() else "?" for char in text)
     return shown.encode(encoding, "replace").decode(encoding)
