@@ -12,7 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tickcollect.backlog import Backlog, BacklogError, UploadRun, backlog, read_run, write_run
+from tickcollect.backlog import (
+    Backlog,
+    BacklogError,
+    UploadRun,
+    backlog,
+    destination,
+    read_run,
+    upload_status,
+    write_run,
+)
+from tickcollect.config import load
+from tickcollect.status import UploadStatus
+from tickcollect.store import open_store
 
 STORE = "s3://ticks/all"
 RUN = UploadRun(
@@ -89,6 +101,41 @@ def test_each_store_has_its_own_last_run(tmp_path: Path) -> None:
         write_run(tmp_path, replace(RUN, store=f"file:///mnt/{number}"))
     assert read_run(tmp_path, STORE) is None
     assert len(msgspec.json.decode((tmp_path / "upload.json").read_bytes())) == 10
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected", "host"),
+    [
+        ({"UPLOAD_TO": "file:///mnt/backup"}, "file:///mnt/backup", ""),
+        ({"UPLOAD_TO": "file:///mnt/my%20backup//ticks/"}, "file:///mnt/my backup/ticks", ""),
+        ({"S3_BUCKET": "ticks"}, "s3://ticks", ""),
+        ({"S3_BUCKET": "ticks", "S3_BUCKET_PATH": "/all//of/it/"}, "s3://ticks/all/of/it", ""),
+        (
+            {"S3_BUCKET": "ticks", "S3_ENDPOINT_URL": "https://minio.example:9000"},
+            "s3://ticks",
+            " at minio.example:9000",
+        ),
+    ],
+)
+def test_runs_are_found_by_the_configuration(tmp_path: Path, keys: dict[str, str], expected: str, host: str) -> None:
+    """What the configuration says of the store finds the runs that the store itself has given its name."""
+    keys = {"S3_REGION": "eu-central-1", "AWS_ACCESS_KEY": "a", "AWS_SECRET_KEY": "b", **keys}
+    config = load(None, {}, keys)
+    to = destination(config.upload_to, config.s3_bucket, config.s3_bucket_path)
+    assert to == expected
+    store = open_store(config)
+    assert store.name == expected + host
+    write_run(tmp_path, replace(RUN, store=store.name))
+    write_run(tmp_path, replace(RUN, store=f"{expected}-2", started_ns=RUN.started_ns + 1))
+    found = read_run(tmp_path, to)
+    store.close()
+    assert found is not None
+    assert found.store == store.name
+
+
+def test_no_destination() -> None:
+    """Where neither folder nor bucket is configured there is no destination, whatever else is set."""
+    assert not destination("", "", "all")
 
 
 @pytest.mark.parametrize("content", [b"", b"[", b"\xff\xfe", b"{}", b'[{"store": 1}]', b"null", b"\0" * 4096])
@@ -260,3 +307,47 @@ def test_data_directory_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "data").touch()
     with pytest.raises(BacklogError, match=r"cannot read .*data: Not a directory"):
         backlog(tmp_path / "data", None)
+
+
+# --- What the status tells -----------------------------------------------------------------------------------------
+
+
+def test_status_before_the_first_run(tmp_path: Path) -> None:
+    """Without a run on record the status has the configured store, no time and no failure."""
+    came = came_ns(sealed(tmp_path, 1))
+    assert upload_status(tmp_path, STORE) == UploadStatus(
+        store=STORE,
+        last_run_ns=None,
+        complete=False,
+        waiting_files=1,
+        waiting_bytes=10,
+        oldest_ns=came,
+        failure="",
+    )
+
+
+def test_status_of_the_last_run(tmp_path: Path) -> None:
+    """The status has the run's end, its first failure, and the number of the others."""
+    began_ns = later_than(sealed(tmp_path, 1))
+    run = replace(RUN, started_ns=began_ns, ended_ns=began_ns + 1, store=f"{STORE} at minio.example")
+    write_run(tmp_path, run)
+    whole = upload_status(tmp_path, STORE)
+    assert (whole.store, whole.last_run_ns, whole.complete, whole.failure) == (run.store, began_ns + 1, True, "")
+    assert (whole.waiting_files, whole.waiting_bytes, whole.oldest_ns) == (0, 0, None)
+    for failures, told in (
+        (["no bucket"], "no bucket"),
+        (["no bucket", "x", "y"], "no bucket (and 2 more reasons, see the log)"),
+        ([], "its reason is not on record"),
+    ):
+        write_run(tmp_path, replace(run, complete=False, failures=failures, waiting=2, waiting_bytes=7))
+        failed = upload_status(tmp_path, STORE)
+        assert (failed.complete, failed.failure, failed.waiting_files) == (False, told, 2)
+
+
+def test_status_that_cannot_be_known(tmp_path: Path) -> None:
+    """A damaged record of the runs is a failure in the status, and stops nothing."""
+    sealed(tmp_path, 1)
+    (tmp_path / "upload.json").write_text("{")
+    told = upload_status(tmp_path, STORE)
+    assert (told.last_run_ns, told.complete, told.waiting_files) == (None, False, 0)
+    assert "does not tell of an upload" in told.failure

@@ -20,10 +20,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 import msgspec
 
 from tickcollect.files import FeedPath, NameRefusedError, private, sync_directory
+from tickcollect.status import UploadStatus
 
 FILE_NAME = "upload.json"
 STORES_KEPT = 10
@@ -95,9 +97,21 @@ def write_run(data_dir: Path, run: UploadRun) -> None:
         ) from error
 
 
-def read_run(data_dir: Path, store: str) -> UploadRun | None:
-    """Return the last run to `store`; None if there was none. Raises `BacklogError`."""
-    return next((run for run in _read_runs(data_dir) if run.store == store), None)
+def destination(upload_to: str, bucket: str, folder: str) -> str:
+    """Return what the configuration says of where to upload, as a store's name begins; empty where it says nothing.
+
+    The arguments are the keys UPLOAD_TO, S3_BUCKET and S3_BUCKET_PATH. A store that is not Amazon's goes on with its
+    host (`s3://ticks/all at minio.example`), which only its client knows for certain.
+    """
+    if upload_to:
+        return f"file://{Path(unquote(upload_to.removeprefix('file://')))}"
+    return f"s3://{'/'.join(filter(None, (bucket, *folder.split('/'))))}" if bucket else ""
+
+
+def read_run(data_dir: Path, to: str) -> UploadRun | None:
+    """Return the last run to a `destination`; None if there was none. Raises `BacklogError`."""
+    found = (run for run in _read_runs(data_dir) if run.store == to or run.store.startswith(f"{to} at "))
+    return max(found, key=lambda run: run.started_ns, default=None)
 
 
 def _read_runs(data_dir: Path) -> list[UploadRun]:
@@ -119,6 +133,33 @@ def _unreadable(path: Path, error: OSError) -> BacklogError:
         f"cannot read {error.filename or path}: {error.strerror or error}. What waits for the upload is not known; let "
         "this user read there."
     )
+
+
+def upload_status(data_dir: Path, to: str) -> UploadStatus:
+    """Return what the status tells of the upload to a `destination`; also that it cannot be known."""
+    try:
+        run = read_run(data_dir, to)
+        waits = backlog(data_dir, run)
+        failure = "" if run is None else _failure(run)
+    except BacklogError as error:
+        run, waits, failure = None, Backlog(0, 0, None), str(error)
+    return UploadStatus(
+        store=to if run is None else run.store,
+        last_run_ns=None if run is None else run.ended_ns,
+        complete=run is not None and run.complete,
+        waiting_files=waits.files,
+        waiting_bytes=waits.bytes,
+        oldest_ns=waits.oldest_ns,
+        failure=failure,
+    )
+
+
+def _failure(run: UploadRun) -> str:
+    """Return the first reason why a run left something behind, and the number of others."""
+    if run.complete:
+        return ""
+    reason, *others = run.failures or ["its reason is not on record"]
+    return f"{reason} (and {len(others)} more reasons, see the log)" if others else reason
 
 
 # --- What waits ----------------------------------------------------------------------------------------------------
