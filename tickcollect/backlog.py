@@ -16,6 +16,7 @@ Synchronous: for a thread, or for a command.
 """
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -201,13 +202,15 @@ def _sealed_since(data_dir: Path, since_ns: int) -> Iterator[tuple[int, int]]:
     """
     for feed, directory in _feeds(data_dir):
         for entry in _entries(directory) if _changed_since(directory, since_ns) else ():
-            name = feed.parse(entry.name)
-            if name is None or not name.sealed or not entry.is_file(follow_symlinks=False):
-                continue
             with suppress(FileNotFoundError):  # deleted after its upload, a moment ago
                 found = entry.stat(follow_symlinks=False)
-                if _came_ns(found) >= since_ns:
+                if _came_ns(found) >= since_ns and stat.S_ISREG(found.st_mode) and _is_sealed(feed, entry.name):
                     yield _came_ns(found), found.st_size
+
+
+def _is_sealed(feed: FeedPath, file: str) -> bool:
+    name = feed.parse(file)
+    return name is not None and name.sealed
 
 
 def _changed_since(directory: Path, since_ns: int) -> bool:
