@@ -359,7 +359,8 @@ def _judged(feed: FeedRecord, asked: Asked, ids: Ids | None) -> tuple[State, lis
     enough_s = MOST_OF_A_DAY * (DAY_S if asked.day < asked.today or asked.measured is None else asked.measured.seconds)
     if connected_s >= enough_s > 0 and not silent:
         return "quiet", ["no row came while it was connected; the next row's ID will prove that none was missed"]
-    return "missing", ["not one row came, and it was not connected all day" if connected_s else "not one row came"]
+    why = ", although its market traded" if silent else ", and it was not connected all day" if connected_s else ""
+    return "missing", [f"not one row came{why}"]
 
 
 NOTES = {

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
 ROWS_SHOWN = 60
 """Lines of the table; the feeds left out are in order, or counted."""
-HOLES_TOLD = 3
-"""Holes of one feed that are told of one by one."""
-TROUBLES_TOLD = 30
+HOLES_OF_FEED_TOLD = 3
+"""Gaps of one feed that are told of one by one."""
+HOLES_TOLD = 30
 NAMES_TOLD = 3
 NAME_CELLS = 28
 
@@ -164,11 +164,20 @@ def _connections(report: Report) -> Iterator[str]:
 
 
 def findings(report: Report) -> list[str]:
-    """Return what is not in order, a line each: the feed, the IDs and the reason."""
-    told = [line for feed in report.feeds if not feed.in_order for line in _of_feed(report, feed)]
-    if len(told) > TROUBLES_TOLD:
-        told[TROUBLES_TOLD:] = [f"and {len(told) - TROUBLES_TOLD:,} more; --json tells all of them"]
-    return told
+    """Return what is not in order, a line each: the feed, the IDs and the reason; feeds with one lot together."""
+    together: dict[str, list[str]] = {}
+    holes: list[str] = []
+    for feed in report.feeds:
+        name = _name(report, feed)
+        if feed.state == "missing":
+            together.setdefault("; ".join(feed.notes), []).append(name)
+        elif feed.ids is not None and feed.ids.ends == "unproved":
+            together.setdefault(NOTES["unproved"], []).append(name)
+        holes += [f"{name}: {told}" for told in _holes_of(feed)]
+    told = [f"{_named(names)}: {note}" for note, names in together.items()]
+    if len(holes) > HOLES_TOLD:
+        holes[HOLES_TOLD:] = [f"and {len(holes) - HOLES_TOLD:,} more such lines; --json has them all"]
+    return told + holes
 
 
 def advice(report: Report) -> list[str]:
@@ -182,18 +191,12 @@ def advice(report: Report) -> list[str]:
     return [text for reason, text in REMEDIES.items() if reason in reasons]
 
 
-def _of_feed(report: Report, feed: FeedDay) -> Iterator[str]:
-    name = feed.name if len(report.days) == 1 else f"{feed.day} {feed.name}"
-    if feed.state == "missing":
-        yield f"{name}: {'; '.join(feed.notes)}"
-    elif feed.ids is not None and feed.ids.ends == "unproved":
-        yield f"{name}: {NOTES['unproved']}"
+def _holes_of(feed: FeedDay) -> Iterator[str]:
     missing = [hole for hole in feed.holes if hole.missing]
-    for hole in missing[:HOLES_TOLD]:
-        yield f"{name}: {_hole_text(hole)}"
-    if rest := missing[HOLES_TOLD:]:
-        count = sum(sum(hole.missing.values()) for hole in rest)
-        yield f"{name}: {len(rest):,} more holes with {_plural(count, 'missing ID')}"
+    for hole in missing[:HOLES_OF_FEED_TOLD]:
+        yield _hole_text(hole)
+    if rest := missing[HOLES_OF_FEED_TOLD:]:
+        yield f"{len(rest):,} more gaps with {_plural(sum(sum(hole.missing.values()) for hole in rest), 'missing ID')}"
 
 
 def _hole_text(hole: Hole) -> str:
@@ -211,10 +214,13 @@ def remarks(report: Report) -> list[str]:
     """Return what feeds in order have to say, those that say the same together."""
     saying: dict[str, list[str]] = {}
     for feed in report.feeds:
-        if feed.in_order:
-            for note in feed.notes:
-                saying.setdefault(note, []).append(feed.name if len(report.days) == 1 else f"{feed.day} {feed.name}")
+        for note in feed.notes if feed.in_order else ():
+            saying.setdefault(note, []).append(_name(report, feed))
     return [f"{note}: {_named(names)}" for note, names in saying.items()]
+
+
+def _name(report: Report, feed: FeedDay) -> str:
+    return feed.name if len(report.days) == 1 else f"{feed.day} {feed.name}"
 
 
 def notice(report: Report, machine: str, attachments: Sequence[Path]) -> Notice:

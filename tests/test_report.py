@@ -1,0 +1,839 @@
+"""The data-quality report: data directories made by hand, with known holes, against what the report says of them."""
+
+import csv
+import io
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from conftest import Programs, data_files, exchange
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from tickcollect.chart import draw, panels
+from tickcollect.cli import main
+from tickcollect.dataset.replay import GeneratedMarket
+from tickcollect.files import FeedPath
+from tickcollect.report import FeedDay, Report, ReportError, days_asked, gather
+from tickcollect.report.proof import MISSING, percent_of
+from tickcollect.report.shown import CSV_COLUMNS, HOLES_TOLD, notice, show
+
+BEFORE, DAY, AFTER = "2026-11-19", "2026-11-20", "2026-11-21"
+NOW = datetime(2026, 11, 21, 0, 10, tzinfo=UTC)
+SPOT = "binance/trade/BTCUSDT"
+FUTURES = "binance-futures/trade/BTCUSDT"
+
+
+def ms(day: str, seconds: float = 0) -> int:
+    """Return a time of a UTC day in milliseconds."""
+    return round((datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp() + seconds) * 1000)
+
+
+def spread(day: str, number: int) -> list[int]:
+    """Return times spread evenly over a day."""
+    return [ms(day, 86_400 * (place + 0.5) / number) for place in range(number)]
+
+
+def csv_rows(feed: str, ids: Sequence[int], times: Sequence[int]) -> bytes:
+    """Return the rows that a collector writes."""
+    _, stream, symbol = feed.split("/")
+    return "".join(
+        f"{stream},{time + 7},{symbol},{id_},64120.01,0.5,,,{time},True\n" for id_, time in zip(ids, times, strict=True)
+    ).encode()
+
+
+@dataclass
+class Made:
+    """A data directory made by hand."""
+
+    path: Path
+    lines: list[dict[str, Any]] = field(default_factory=list)
+
+    def seal(self, day: str, ids: Sequence[int], feed: str = SPOT, *, told: bool = True) -> Path:
+        """Make a sealed file, its rows spread over the day, and tell the journal."""
+        _, stream, symbol = feed.split("/")
+        text = csv_rows(feed, ids, spread(day, len(ids)))
+        name = f"{symbol}-{stream}-{day}-{ids[0]}-{ids[-1]}.csv"
+        path = self.path / feed / f"{name}.zip"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(name, text)
+        if told:
+            hours = [0] * 24
+            for at in spread(day, len(ids)):
+                hours[(at - ms(day)) // 3_600_000] += 1
+            self.tell(
+                "sealed", feed, AFTER, file=f"{feed}/{path.name}", rows=len(ids), bytes=path.stat().st_size,
+                csv_bytes=len(text), csv_sha256="", first_id=ids[0], last_id=ids[-1], hours=hours,
+            )  # fmt: skip
+        return path
+
+    def open(self, day: str, ids: Sequence[int], feed: str = SPOT, torn: bytes = b"") -> Path:
+        """Make a CSV that still grows."""
+        _, stream, symbol = feed.split("/")
+        path = self.path / feed / f"{symbol}-{stream}-{day}-{ids[0]}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(csv_rows(feed, ids, spread(day, len(ids))) + torn)
+        return path
+
+    def tell(self, event: str, subject: str, day: str = DAY, clock: str = "12:00:00", **facts: Any) -> None:
+        """Put something into the journal."""
+        self.lines.append({"at": f"{day}T{clock}.000000Z", "event": event, "subject": subject, **facts})
+
+    def numbers(self, event: str, first: int, last: int, feed: str = SPOT, **facts: Any) -> None:
+        """Put something about IDs into the journal."""
+        self.tell(event, feed, first_id=first, last_id=last, count=last - first + 1, **facts)
+
+    def measure(self, seconds: float, connected_s: float, feed: str = SPOT, rows: int = 0, day: str = DAY) -> None:
+        """Put what was measured up to midnight into its file."""
+        since = datetime.fromisoformat(day) + timedelta(seconds=86_400 - seconds)
+        line: dict[str, Any] = {"at": f"{AFTER}T00:00:00Z", "event": "measured", "feed": feed}
+        line["since"] = f"{since:%Y-%m-%dT%H:%M:%SZ}"
+        line |= {"seconds": seconds, "connected_s": connected_s, "reconnects": 1, "rows": rows}
+        path = self.path / "measured" / f"{day}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line | {"latency_ms": {"12.5": rows // 2, "50.0": rows - rows // 2}}) + "\n")
+
+    def report(self, days: int = 1, last: str = DAY, wanted: Sequence[str] = (), *, has_store: bool = False) -> Report:
+        """Write the journal and report."""
+        self.path.mkdir(exist_ok=True)
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
+        (self.path / "journal.jsonl").write_text(text, encoding="utf-8")
+        asked = days_asked(last, days, date(2026, 11, 21))
+        feeds = [FeedPath(*feed.split("/")) for feed in wanted]
+        return gather(self.path, asked, wanted=feeds, has_store=has_store, now=NOW)
+
+    def feed(self, **how: Any) -> FeedDay:
+        """Report on the only feed there is."""
+        (feed,) = self.report(**how).feeds
+        return feed
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return Made(tmp_path / "data")
+
+
+@pytest.fixture
+def whole(made: Made) -> Made:
+    """Make three days that follow each other: 1-100, 101-340, and 341-350 that still grows."""
+    made.seal(BEFORE, range(1, 101))
+    made.seal(DAY, range(101, 341))
+    made.open(AFTER, range(341, 351))
+    return made
+
+
+def of(feed: FeedDay) -> tuple[object, ...]:
+    """Return how a feed's IDs are accounted for."""
+    assert feed.ids is not None
+    return feed.state, feed.ids.expected, feed.ids.held, feed.ids.missing
+
+
+# --- What is whole -------------------------------------------------------------------------------------------------
+
+
+def test_day_that_follows_and_is_followed_is_complete(whole: Made) -> None:
+    """Every ID of the day is in its file, and the neighbouring days' names join it on both sides."""
+    report = whole.report()
+    (feed,) = report.feeds
+    assert (report.verdict, report.exit_code) == ("complete", 0)
+    assert of(feed) == ("complete", 240, 240, {})
+    assert (feed.percent, feed.rows, feed.rows_per_hour) == (100.0, 240, [10] * 24)
+    assert feed.ids is not None
+    assert (feed.ids.first, feed.ids.last, feed.ids.begins, feed.ids.ends) == (101, 340, "follows", "followed")
+    assert (feed.files.sealed, feed.files.open, feed.files.uploaded, feed.holes, feed.notes) == (1, 0, None, [], [])
+    assert feed.files.csv_size == len(csv_rows(SPOT, range(101, 341), spread(DAY, 240)))
+
+
+def test_file_that_the_journal_does_not_know_is_read(whole: Made) -> None:
+    """Without its line in the journal a file's rows, hours and bytes are counted from the file."""
+    told = whole.feed()
+    whole.lines.clear()
+    assert whole.feed() == told
+
+
+def test_day_in_several_files_is_complete_if_they_join(made: Made) -> None:
+    """Rotated segments, and one that came from history, prove the day together."""
+    for first, last in ((1, 40), (41, 41), (42, 100)):
+        made.seal(DAY, range(first, last + 1))
+    made.open(AFTER, [101])
+    feed = made.feed()
+    assert of(feed) == ("complete", 100, 100, {})
+    assert feed.files.sealed == 3
+    assert feed.ids is not None
+    assert feed.ids.begins == "first"
+    assert feed.notes == ["nothing older is on record"]
+
+
+def test_growing_day_is_counted_to_its_last_whole_row(made: Made) -> None:
+    """Today's CSV counts as far as its rows are whole, and the day is not over."""
+    made.seal(DAY, range(1, 11))
+    made.open(AFTER, range(11, 31), torn=b"trade,1,BTCUSDT,31,6412")
+    feed = made.feed(last="today")
+    assert of(feed) == ("complete", 20, 20, {})
+    assert (feed.rows, feed.files.open) == (20, 1)
+    assert feed.ids is not None
+    assert (feed.ids.last, feed.ids.ends) == (30, "running")
+
+
+def test_csv_without_a_whole_row_counts_nothing(whole: Made) -> None:
+    """A CSV whose first row is not whole yet is no row and no trouble."""
+    path = whole.path / SPOT / f"BTCUSDT-trade-{DAY}-900.csv"
+    path.write_bytes(b"trade,1,BTC")
+    assert of(whole.feed()) == ("complete", 240, 240, {})
+
+
+def test_rows_out_of_order_across_midnight_are_no_hole(made: Made) -> None:
+    """A trade of the old day numbered behind the new day's first leaves files that interleave; nothing is missing."""
+    made.seal(DAY, range(1, 100))
+    made.seal(AFTER, [100])
+    made.seal(DAY, [101])
+    made.open(AFTER, [102, 103])
+    assert of(made.feed()) == ("complete", 100, 100, {})
+
+
+def test_crash_between_sealing_and_deletion_counts_rows_once(whole: Made) -> None:
+    """The CSV that such a crash leaves beside its sealed file is not counted again."""
+    whole.open(DAY, range(101, 341))
+    assert whole.feed().rows == 240
+
+
+def test_same_ids_in_two_files_are_told(whole: Made) -> None:
+    """IDs that stand in two files are held once, and the report says so."""
+    whole.seal(DAY, range(301, 311))
+    feed = whole.feed()
+    assert of(feed) == ("complete", 240, 240, {})
+    assert feed.notes == ["10 IDs are in more than one file"]
+
+
+# --- What is missing -----------------------------------------------------------------------------------------------
+
+
+def holed(made: Made) -> Made:
+    """Make three days with a hole of ten, 201-210, in the middle of the second."""
+    made.seal(BEFORE, range(1, 101))
+    made.seal(DAY, range(101, 201))
+    made.seal(DAY, range(211, 341))
+    made.open(AFTER, [341])
+    return made
+
+
+@pytest.mark.parametrize(
+    ("events", "reason"),
+    [
+        ((), "unexplained"),
+        (("filled",), "unexplained"),
+        (("gap",), "open"),
+        (("file_lost",), "open"),
+        (("sync_failed",), "open"),
+        (("gap", "filled"), "open"),
+        (("gap", "lost"), "lost"),
+        (("lost",), "lost"),
+    ],
+)
+def test_hole_between_files_is_missing_for_its_reason(made: Made, events: Sequence[str], reason: str) -> None:
+    """What the names show to be missing is missing, whatever the journal says was filled; the journal says why."""
+    holed(made)
+    for event in events:
+        made.numbers(event, 201, 210, reason="too old", source="/history")
+    report = made.report()
+    (feed,) = report.feeds
+    assert (report.verdict, report.exit_code) == ("incomplete", 1)
+    assert of(feed) == ("incomplete", 240, 230, {reason: 10})
+    assert feed.percent == 95.8333
+    (hole,) = feed.holes
+    assert (hole.first_id, hole.last_id, hole.missing, hole.filled) == (201, 210, {reason: 10}, 0)
+    assert hole.found_at == (f"{DAY}T12:00:00Z" if events else "")
+    assert hole.reason == ("too old" if reason == "lost" else "")
+
+
+def test_ids_never_published_are_not_missing(made: Made) -> None:
+    """A hole that history has shown not to exist leaves the day complete, and is counted apart."""
+    holed(made).numbers("gap", 201, 210)
+    made.numbers("absent", 201, 210)
+    feed = made.feed()
+    assert of(feed) == ("complete", 240, 230, {})
+    assert feed.ids is not None
+    assert feed.ids.absent == 10
+    assert [(hole.first_id, hole.last_id, hole.absent, hole.missing) for hole in feed.holes] == [(201, 210, 10, {})]
+
+
+def test_gap_that_was_filled_is_a_gap_and_nothing_is_missing(whole: Made) -> None:
+    """A gap whose rows are in the files is told with what was filled and where from."""
+    whole.numbers("gap", 150, 169)
+    whole.numbers("filled", 150, 169, rows=20, source="/api/v3/historicalTrades", seconds=0.4)
+    (hole,) = whole.feed().holes
+    assert (hole.first_id, hole.last_id, hole.filled, hole.missing) == (150, 169, 20, {})
+    assert hole.source == "/api/v3/historicalTrades"
+
+
+def test_gap_of_which_a_part_is_lost(made: Made) -> None:
+    """One gap, filled in part and lost in part, is one hole with both counts."""
+    holed(made).numbers("gap", 191, 210)
+    made.numbers("filled", 191, 200, rows=10, source="/history", seconds=1)
+    made.numbers("lost", 201, 210, reason="history reaches back 48 hours only")
+    (hole,) = made.feed().holes
+    assert (hole.first_id, hole.last_id, hole.filled, hole.missing) == (191, 210, 10, {"lost": 10})
+
+
+@pytest.mark.parametrize("day", [BEFORE, DAY])
+def test_hole_across_midnight_counts_with_both_days(made: Made, day: str) -> None:
+    """IDs missing between one day's last row and the next one's first are missing on either."""
+    made.seal(BEFORE, range(1, 91))
+    made.seal(DAY, range(101, 201))
+    made.open(AFTER, [201])
+    made.numbers("gap", 91, 100)
+    feed = made.feed(last=day)
+    assert feed.state == "incomplete"
+    assert feed.ids is not None
+    assert feed.ids.missing == {"open": 10}
+
+
+def test_day_whose_end_nothing_proves_is_not_complete(made: Made) -> None:
+    """After the last row nothing came, the collector did not run to midnight: that is not called complete."""
+    made.seal(DAY, range(1, 101))
+    made.measure(43_200, 100)
+    report = made.report()
+    assert report.exit_code == 1
+    assert report.feeds[0].ids is not None
+    assert report.feeds[0].ids.ends == "unproved"
+    assert "no later row is here" in show(report, None).replace("\n ", "")
+
+
+def test_day_that_was_watched_to_its_end_is_complete(made: Made) -> None:
+    """A slow market's next row may be long in coming; connected up to midnight is enough, and is said."""
+    made.seal(DAY, range(1, 101))
+    made.measure(43_200, 43_200)
+    report = made.report()
+    assert report.exit_code == 0
+    assert "connected up to the end of the day" in report.feeds[0].notes[-1]
+
+
+def test_file_that_vanished_is_missing(whole: Made) -> None:
+    """A sealed file that is gone without an upload's proof leaves its IDs missing, and says which."""
+    path = whole.seal(DAY, range(101, 341))
+    path.unlink()
+    feed = whole.feed()
+    assert of(feed) == ("incomplete", 240, 0, {"gone": 240})
+    assert feed.rows == 0
+
+
+@pytest.mark.parametrize("events", [("uploaded",), ("uploaded", "deleted"), ("deleted",)])
+def test_file_that_upload_has_deleted_is_held(whole: Made, events: Sequence[str]) -> None:
+    """A file that the store has proved to hold counts as if it were here."""
+    path = whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip"
+    before = whole.feed(has_store=True)
+    path.unlink()
+    for event in events:
+        whole.tell(event, SPOT, AFTER, file=f"{SPOT}/{path.name}", bytes=1, detail="proved", store="s3://ticks")
+    feed = whole.feed()
+    assert of(feed) == ("complete", 240, 240, {})
+    assert (feed.rows, feed.rows_per_hour, feed.files.size) == (before.rows, before.rows_per_hour, before.files.size)
+    assert (before.files.uploaded, feed.files.uploaded) == (0, 1)
+
+
+def test_days_before_that_upload_has_deleted_still_prove_the_beginning(whole: Made) -> None:
+    """The names in the journal join the day to a day whose files are only in the store."""
+    path = whole.path / SPOT / f"BTCUSDT-trade-{BEFORE}-1-100.csv.zip"
+    path.unlink()
+    whole.tell("uploaded", SPOT, file=f"{SPOT}/{path.name}", store="s3://ticks")
+    feed = whole.feed()
+    assert feed.ids is not None
+    assert (feed.state, feed.ids.begins) == ("complete", "follows")
+
+
+@pytest.mark.parametrize("damage", ["cut", "other rows", "fewer rows", "no zip"])
+def test_damaged_file_holds_nothing(whole: Made, damage: str) -> None:
+    """A file that cannot be read, or holds other rows than its name says, leaves its IDs missing and is named."""
+    path = whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip"
+    match damage:
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-40])
+        case "no zip":
+            path.write_bytes(b"not a zip")
+        case _:
+            ids = range(102, 342) if damage == "other rows" else [101, *range(103, 341)]
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.writestr(path.name.removesuffix(".zip"), csv_rows(SPOT, ids, spread(DAY, len(ids))))
+    report = whole.report()
+    assert of(report.feeds[0]) == ("incomplete", 240, 0, {"damaged": 240})
+    assert any(path.name in trouble for trouble in report.troubles)
+
+
+def test_file_packed_anew_is_read_and_told(whole: Made) -> None:
+    """A file with other bytes than it was sealed with is believed only after its rows were read."""
+    path = whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip"
+    with zipfile.ZipFile(path) as archive:
+        text = archive.read(archive.namelist()[0])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(path.name.removesuffix(".zip"), text)
+    report = whole.report()
+    assert of(report.feeds[0]) == ("complete", 240, 240, {})
+    assert "bytes instead of the" in report.troubles[0]
+
+
+# --- Markets -------------------------------------------------------------------------------------------------------
+
+
+def test_market_without_a_row_is_missing(whole: Made) -> None:
+    """A feed that is configured, or was there the day before, and has no row that day is told by name."""
+    whole.seal(BEFORE, [5, 6], "binance/trade/ETHUSDT")
+    report = whole.report(wanted=[SPOT, "binance/trade/XRPUSDT"])
+    states = {feed.symbol: feed.state for feed in report.feeds}
+    assert states == {"BTCUSDT": "complete", "ETHUSDT": "missing", "XRPUSDT": "missing"}
+    assert report.exit_code == 1
+
+
+def test_market_that_is_no_longer_collected_is_not_missing(whole: Made) -> None:
+    """A feed that had its last row two days before, and is not configured, is not asked for."""
+    whole.seal("2026-11-18", [5, 6], "binance/trade/ETHUSDT")
+    assert [feed.symbol for feed in whole.report(wanted=[SPOT]).feeds] == ["BTCUSDT"]
+
+
+def test_market_collected_only_later_is_not_missing(whole: Made) -> None:
+    """A feed whose first row came after the day was not collected then."""
+    whole.open(AFTER, [5, 6], "binance/trade/ETHUSDT")
+    assert [feed.symbol for feed in whole.report(wanted=[SPOT, "binance/trade/ETHUSDT"]).feeds] == ["BTCUSDT"]
+
+
+def test_quiet_day_is_proved_by_its_neighbours(made: Made) -> None:
+    """No row, and the day before's last ID is followed by the day after's first: no trade happened."""
+    made.seal(BEFORE, range(1, 11))
+    made.open(AFTER, [11])
+    report = made.report(wanted=[SPOT])
+    assert (report.feeds[0].state, report.exit_code) == ("quiet", 0)
+
+
+def test_day_without_rows_whose_ids_went_on_is_missing(made: Made) -> None:
+    """No row, and IDs lie between the days around it: the market traded."""
+    made.seal(BEFORE, range(1, 11))
+    made.open(AFTER, [15])
+    feed = made.feed()
+    assert of(feed) == ("missing", 4, 0, {"unexplained": 4})
+
+
+@pytest.mark.parametrize(("events", "state", "code"), [((), "quiet", 0), (("silent",), "missing", 3)])
+def test_feed_connected_all_day_without_a_row(made: Made, events: Sequence[str], state: str, code: int) -> None:
+    """Connected from midnight to midnight and no alarm of silence: quiet; with one: missing."""
+    made.seal(BEFORE, range(1, 11))
+    made.measure(86_400, 86_400)
+    for event in events:
+        made.tell(event, SPOT, seconds=90, exchange_id=12)
+    report = made.report()
+    assert (report.feeds[0].state, report.exit_code) == (state, code)
+
+
+def test_placeholders_of_futures_are_not_missing(made: Made) -> None:
+    """IDs without a row inside a futures file, and between two of them, were no trades."""
+    made.seal(BEFORE, [1, 2, 4], FUTURES)
+    made.seal(DAY, [6, 7, 9, 12], FUTURES)
+    made.open(AFTER, [15], FUTURES)
+    feed = made.feed()
+    assert of(feed) == ("complete", 10, 4, {})
+    assert feed.ids is not None
+    assert (feed.ids.not_trades, feed.rows) == (6, 4)  # 5, 8, 10, 11, 13, 14
+
+
+def test_gap_of_futures_is_missing_although_placeholders_exist(made: Made) -> None:
+    """A hole that the journal calls lost is missing; the rest around it were placeholders."""
+    made.seal(DAY, [6, 7, 9], FUTURES)
+    made.seal(DAY, [15, 16], FUTURES)
+    made.open(AFTER, [17], FUTURES)
+    made.numbers("lost", 11, 14, FUTURES, reason="no key")
+    feed = made.feed()
+    assert of(feed) == ("incomplete", 11, 5, {"lost": 4})
+    assert feed.ids is not None
+    assert feed.ids.not_trades == 2  # 8 and 10
+
+
+def test_numbering_that_began_anew_is_no_hole(made: Made) -> None:
+    """Between the last ID of the old numbering and the first of the new one nothing is missing."""
+    made.seal(BEFORE, range(9_000, 9_100))
+    made.seal(DAY, range(9_100, 9_200))
+    made.tell("numbering_restarted", SPOT, last_id=9_199, first_id=1)
+    made.seal(DAY, range(1, 51))
+    made.open(AFTER, range(51, 60))
+    feed = made.feed()
+    assert of(feed) == ("complete", 150, 150, {})
+    assert any("numbering anew" in note for note in feed.notes)
+
+
+def test_gaps_of_an_older_numbering_do_not_count(made: Made) -> None:
+    """What the journal said of the same IDs before the numbering began anew explains nothing now."""
+    holed(made)
+    made.lines.insert(0, {"at": "2026-11-01T00:00:00Z", "event": "absent", "subject": SPOT} | {
+        "first_id": 201, "last_id": 210, "count": 10
+    })  # fmt: skip
+    assert of(made.feed()) == ("incomplete", 240, 230, {"unexplained": 10})
+
+
+# --- Several days, what was measured, what was uploaded ------------------------------------------------------------
+
+
+def test_several_days_are_reported_each(whole: Made) -> None:
+    """Each day has its own account; a day before the first row has none."""
+    report = whole.report(days=3)
+    assert report.days == ["2026-11-18", BEFORE, DAY]
+    assert [(feed.day, feed.rows) for feed in report.feeds] == [(BEFORE, 100), (DAY, 240)]
+    assert report.exit_code == 0
+
+
+def test_what_was_measured_is_told(whole: Made) -> None:
+    """Connection time, reconnects and latency come from what the collector measured."""
+    whole.measure(86_400, 86_000, rows=10)
+    connection = whole.feed().connection
+    assert connection is not None
+    assert (connection.measured_s, connection.connected_s, connection.reconnects) == (86_400, 86_000, 1)
+    assert (connection.latency_median_ms, connection.latency_p99_ms, connection.live_rows) == (12.5, 50.0, 10)
+
+
+def test_clock_offsets_are_told_by_day_and_exchange(whole: Made) -> None:
+    """Of a day's measurements the least, the median and the most; other days' do not count."""
+    for offset_ms, day in ((5, DAY), (-3, DAY), (9, DAY), (4000, BEFORE)):
+        whole.tell("clock_offset", "binance", day, offset_ms=offset_ms, round_trip_ms=20)
+    (clock,) = whole.report().clocks
+    assert (clock.exchange, clock.measurements) == ("binance", 3)
+    assert (clock.least_ms, clock.median_ms, clock.most_ms) == (-3, 5, 9)
+
+
+def test_files_not_uploaded_are_named(made: Made) -> None:
+    """Where a store is used, sealed files without its proof are named; missing it makes no day incomplete."""
+    path = made.seal(DAY, range(1, 51))
+    other = made.seal(DAY, range(51, 101))
+    made.open(AFTER, [101])
+    made.tell("uploaded", SPOT, AFTER, file=f"{SPOT}/{path.name}", store="s3://ticks/data")
+    report = made.report()
+    assert report.stores == ["s3://ticks/data"]
+    assert (report.feeds[0].files.uploaded, report.feeds[0].files.not_uploaded) == (1, [other.name])
+    assert "1 of 2 not uploaded yet" in show(report, None)
+    assert report.exit_code == 0
+
+
+def test_no_data_at_all(made: Made) -> None:
+    """A day of which nothing is on record ends with a code of its own."""
+    report = made.report(wanted=[SPOT])
+    assert (report.verdict, report.exit_code) == ("no data", 3)
+    assert "no data" in show(report, None)
+
+
+def test_damaged_journal_is_told(whole: Made) -> None:
+    """Lines that cannot be understood are counted; the files still prove what they prove."""
+    whole.report()
+    path = whole.path / "journal.jsonl"
+    text = path.read_text("utf-8")
+    path.write_text(
+        text + '{"at":"x","event":"sealed"}\n{"at":"2026-11-20T00:00:00Z","event":"gap","subject":"../..","first_id":1,'
+        '"last_id":2}\n{"at":"2026-11-20T00:00:00Z","event":"sealed","subject":7}\n{"at":"2026-11-20", torn',
+        "utf-8",
+    )
+    report = gather(whole.path, days_asked(DAY, 1, NOW.date()), wanted=[], has_store=False, now=NOW)
+    assert of(report.feeds[0]) == ("complete", 240, 240, {})
+    assert "4 lines cannot be read" in report.troubles[0]
+
+
+def test_missing_journal_is_told(whole: Made) -> None:
+    """Without a journal the names still prove the day, and the report says what it does not know."""
+    days = days_asked(DAY, 1, NOW.date())
+    report = gather(whole.path, days, wanted=[], has_store=False, now=NOW)
+    assert report.exit_code == 0
+    assert "journal.jsonl does not exist" in report.troubles[0]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_directory_that_may_not_be_read(whole: Made) -> None:
+    """What this user may not read is told in a line."""
+    (whole.path / SPOT).chmod(0)
+    with pytest.raises(ReportError, match="cannot read"):
+        whole.report()
+
+
+def test_foreign_files_and_folders_are_left_alone(whole: Made) -> None:
+    """Locks, temporary files, quarantine and other people's files are no segments."""
+    for name in (
+        ".lock",
+        "notes.txt",
+        f"BTCUSDT-trade-{DAY}-1-2.csv.zip.unconfirmed",
+        "ETHUSDT-trade-2026-11-20-1.csv",
+    ):
+        (whole.path / SPOT / name).write_bytes(b"x")
+    (whole.path / "quarantine" / SPOT).mkdir(parents=True)
+    (whole.path / "a b" / "c" / "d").mkdir(parents=True)
+    assert of(whole.feed()) == ("complete", 240, 240, {})
+
+
+# --- Against a naive account ---------------------------------------------------------------------------------------
+
+Spans = list[tuple[int, int]]
+spans_of_ids = st.lists(st.tuples(st.integers(1, 120), st.integers(0, 12)), max_size=5).map(
+    lambda drawn: [(first, min(120, first + more)) for first, more in drawn]
+)
+
+
+@given(
+    st.lists(st.integers(2, 120), max_size=6, unique=True),
+    st.lists(st.sampled_from(("here", "here", "here", "never", "gone", "stored")), min_size=7, max_size=7),
+    st.fixed_dictionaries(dict.fromkeys(("gap", "filled", "absent", "lost"), spans_of_ids)),
+)
+def test_account_agrees_with_sets_of_ids(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], places: list[str], told: dict[str, Spans]
+) -> None:
+    """However files, journal and disk disagree, each ID of the day is counted once, where sets of IDs put it."""
+    made = Made(tmp_path_factory.mktemp("made"))
+    made.seal(BEFORE, [0])
+    made.open(AFTER, [121])
+    ids: dict[str, set[int]] = {place: set() for place in ("here", "never", "gone", "stored")}
+    borders = [1, *sorted(cuts), 121]
+    for start, stop, place in zip(borders, borders[1:], places, strict=False):
+        ids[place].update(range(start, stop))
+        if place != "never":
+            path = made.seal(DAY, range(start, stop))
+            if place != "here":
+                path.unlink()
+            if place == "stored":
+                made.tell("uploaded", SPOT, file=f"{SPOT}/{path.name}", store="s3://ticks")
+    said = {event: {id_ for first, last in spans for id_ in range(first, last + 1)} for event, spans in told.items()}
+    for event, spans in told.items():
+        for first, last in spans:
+            made.numbers(event, first, last)
+    held = ids["here"] | ids["stored"]
+    rest = ids["never"]
+    absent = rest & said["absent"]
+    lost = (rest - absent) & said["lost"]
+    waiting = (rest - absent - lost) & said["gap"]
+    wanted = {"gone": ids["gone"], "lost": lost, "open": waiting, "unexplained": rest - absent - lost - waiting}
+    feed = made.feed()
+    assert feed.ids is not None
+    assert feed.ids.missing == {reason: len(found) for reason, found in wanted.items() if found}
+    assert (feed.ids.expected, feed.ids.held, feed.ids.absent) == (120, len(held), len(absent))
+    assert feed.in_order == (not any(wanted.values()))
+    missing = set[int]().union(*wanted.values())
+    in_holes = {id_ for hole in feed.holes for id_ in range(hole.first_id, hole.last_id + 1)}
+    assert in_holes == missing | set[int]().union(*said.values())
+    assert sum(hole.filled for hole in feed.holes) == len(said["filled"] & held)
+    assert sum(sum(hole.missing.values()) for hole in feed.holes) == len(missing)
+
+
+@given(st.integers(0, 10**12), st.integers(1, 10**12))
+def test_percent_is_a_hundred_only_if_nothing_is_missing(missing: int, expected: int) -> None:
+    """Rounding never makes a day look whole, nor more whole than it is."""
+    missing = min(missing, expected)
+    percent = percent_of(missing, expected)
+    assert (percent == 100) == (missing == 0)
+    assert 0 <= percent * expected <= 100 * (expected - missing) * (1 + 1e-12)
+
+
+# --- How it is shown -----------------------------------------------------------------------------------------------
+
+
+def test_days_asked() -> None:
+    """Yesterday by default, and any day that has begun."""
+    today = date(2026, 11, 21)
+    zero = date(1970, 1, 1).toordinal()
+    yesterday = date(2026, 11, 20).toordinal() - zero
+    assert days_asked(None, 1, today) == days_asked(DAY, 1, today) == range(yesterday, yesterday + 1)
+    assert days_asked("today", 7, today) == range(yesterday - 5, yesterday + 2)
+    for wrong in ("tomorrow", "2026-11-31", "20.11.2026", "", "2026-11-22"):
+        with pytest.raises(ValueError, match=r"is not a day|has not begun"):
+            days_asked(wrong, 1, today)
+
+
+def shown(report: Report, monkeypatch: pytest.MonkeyPatch, columns: int) -> list[str]:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    return show(report, None).splitlines()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, 300])
+def test_table_fits_the_terminal_and_says_the_verdict_first(
+    made: Made, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """However wide the terminal: the first line is the verdict, no line is wider, and the missing IDs are named."""
+    holed(made).numbers("lost", 201, 210, reason="history reaches back\x1b[31m 48 hours only")
+    made.measure(86_400, 86_000, rows=10)
+    lines = shown(made.report(), monkeypatch, columns)
+    assert lines[0] == "✗ 2026-11-20: NOT complete, 1 of 1 feed"
+    assert max(map(len, lines)) <= columns
+    text = " ".join(" ".join(lines).split())
+    assert "10 lost, IDs 201 to 210, found 2026-11-20 12:00:00 UTC: history reaches back" in text
+    assert "\x1b" not in text
+    assert "95.83 %" in text
+
+
+def test_table_in_ascii(whole: Made, monkeypatch: pytest.MonkeyPatch, capsysbinary: Any) -> None:
+    """A terminal that knows ASCII only gets nothing else."""
+    whole.report()
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    result = CliRunner(charset="ascii").invoke(main, ["report", "--date", DAY, "--data-dir", str(whole.path)])
+    assert result.exit_code == 0, result.output
+    assert result.output.isascii()
+    assert "* 2026-11-20: complete" in result.output
+
+
+def test_many_feeds_are_cut_and_counted(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred feeds with one lot take the table and one line; what is left out is counted."""
+    for number in range(100):
+        made.seal(DAY, [1, 2], f"binance/trade/SYM{number}USDT")
+    lines = shown(made.report(), monkeypatch, 300)
+    assert len(lines) < 75
+    assert any("and 40 more, 40 of them not in order" in line for line in lines)
+    assert any("and 97 more: what came after its last row is not known" in line for line in lines)
+
+
+def test_many_gaps_are_cut_and_counted(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a feed with many gaps the first are told, the others are counted; of many such feeds likewise."""
+    for number in range(40):
+        for first in range(1, 12, 2):
+            made.seal(DAY, [first], f"binance/trade/SYM{number}USDT")
+    lines = shown(made.report(), monkeypatch, 300)
+    assert any("SYM0USDT binance/trade: 2 more gaps with 2 missing IDs" in line for line in lines)
+    assert any(f"and {40 * 4 - HOLES_TOLD} more such lines; --json has them all" in line for line in lines)
+
+
+def test_several_days_take_a_line_each(whole: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report on a week has a line for each day, those without data too."""
+    lines = shown(whole.report(days=3), monkeypatch, 80)
+    assert lines[0] == "● 2026-11-18 to 2026-11-20: complete"
+    days = [line for line in lines if " 2026-11-" in line[:13] and ":" not in line]
+    assert [line.split()[:3] for line in days] == [
+        ["○", "2026-11-18", "0"],
+        ["●", "2026-11-19", "100"],
+        ["●", "2026-11-20", "240"],
+    ]
+
+
+def test_csv_has_a_row_for_each_feed_and_day(made: Made) -> None:
+    """The columns are those documented, and unknown values are empty."""
+    holed(made).numbers("lost", 201, 210, reason="old")
+    report = made.report(wanted=["binance/trade/ETHUSDT"])
+    first, second = csv.DictReader(io.StringIO(show(report, "csv")))
+    assert tuple(first) == CSV_COLUMNS
+    lost = second if second["symbol"] == "BTCUSDT" else first
+    none = first if lost is second else second
+    assert (lost["rows"], lost["first_id"], lost["last_id"], lost["lost"]) == ("230", "101", "340", "10")
+    assert (lost["missing_ids"], lost["percent"], lost["uploaded"]) == ("201-210", "95.8333", "")
+    assert (none["state"], none["first_id"], none["percent"], none["rows_00h"]) == ("missing", "", "", "0")
+
+
+def test_json_holds_everything(whole: Made) -> None:
+    """The JSON is the report, field for field."""
+    told = json.loads(show(whole.report(), "json"))
+    assert told["verdict"] == "complete"
+    assert told["feeds"][0]["ids"] == {
+        "first": 101, "last": 340, "begins": "follows", "ends": "followed", "expected": 240, "held": 240, "absent": 0,
+        "not_trades": 0, "missing": {},
+    }  # fmt: skip
+
+
+def test_documentation_names_every_field() -> None:
+    """docs/report.md tells of each field of the JSON, each column of the CSV and each reason."""
+    text = (Path(__file__).parents[1] / "docs" / "report.md").read_text("utf-8")
+    names = {*Report.__struct_fields__, *FeedDay.__struct_fields__, *MISSING}
+    names |= {column for column in CSV_COLUMNS if not column.startswith("rows_")}
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
+
+
+def test_notice_says_the_verdict_first(made: Made) -> None:
+    """The message's title has machine, day and verdict; its lines have the IDs and what to do."""
+    holed(made).numbers("lost", 201, 210, reason="history reaches back 48 hours only")
+    told = notice(made.report(), "tick1", [])
+    assert (told.kind, told.level) == ("report", "warning")
+    assert told.title == "tick1: data of 2026-11-20: NOT complete, 1 of 1 feed"
+    assert any("10 lost, IDs 201 to 210" in line for line in told.lines)
+    assert any("Nothing to do" in line for line in told.lines)
+
+
+# --- The chart -----------------------------------------------------------------------------------------------------
+
+
+def test_chart_shows_a_panel_a_feed_and_the_rest_together(made: Made) -> None:
+    """Twelve panels at most; the last is the sum of the others; what is missing comes first."""
+    for number in range(20):
+        made.seal(DAY, range(1, 25), f"binance/trade/SYM{number:02d}USDT")
+    holed(made).numbers("lost", 201, 210, reason="old")
+    report = made.report()
+    found = panels(report)
+    assert len(found) == 12
+    assert found[-1].title == "10 more feeds together   240 rows"
+    assert sum(sum(panel.hours) for panel in found) == 230 + 480
+    broken = next(panel for panel in found if panel.missing)
+    assert broken.missing == {12}
+    with Image.open(io.BytesIO(draw(report))) as image:
+        assert image.format == "PNG"
+        assert image.width == 1080
+
+
+def test_chart_of_several_days(whole: Made) -> None:
+    """Each hour of each day has its place, and a day without data is empty."""
+    report = whole.report(days=3)
+    (panel,) = panels(report)
+    assert (len(panel.hours), panel.hours[:24], panel.hours[48:]) == (72, [0] * 24, [10] * 24)
+    assert draw(report).startswith(b"\x89PNG")
+
+
+# --- The command ---------------------------------------------------------------------------------------------------
+
+
+def run_report(*arguments: str) -> Any:
+    return CliRunner().invoke(main, ["report", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--date", "2999-01-01"], "has not begun"),
+        (["--date", "soon"], "is not a day"),
+        (["--days", "0"], "0 is not in the range"),
+        (["--config", "missing.json"], "missing.json"),
+    ],
+)
+def test_mistake_is_told(arguments: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong day or file ends with code 2 and a line."""
+    monkeypatch.chdir(tmp_path)
+    result = run_report(*arguments)
+    assert result.exit_code == 2
+    assert told in result.output
+    assert "Traceback" not in result.output
+
+
+def test_exit_codes(whole: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 for a complete day, 1 once a file is gone, 3 for a day without data."""
+    monkeypatch.chdir(tmp_path)
+    whole.report()
+    place = ["--data-dir", str(whole.path)]
+    assert run_report("--date", DAY, *place).exit_code == 0
+    assert run_report("--date", "2026-11-01", *place).exit_code == 3
+    (whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip").unlink()
+    assert run_report("--date", DAY, *place).exit_code == 1
+
+
+def test_report_on_what_a_collector_recorded(programs: Programs, tmp_path: Path) -> None:
+    """A collector ran over midnight: the report counts the day's rows as they lie there, and misses what is taken."""
+    midnight_ms = ms("2026-07-15")
+    market = GeneratedMarket("binance", midnight_ms - 20_000, symbols=2, activity=60)
+    data_dir = tmp_path / "data"
+    with exchange(market) as served:
+        config = programs.config(SEAL_AT_STOP=True, DATA_DIR=str(data_dir), ROTATE_SIZE=20_000)
+        run = programs.start("run", "--symbol", "BTCUSDT", "--config", config, *served.addresses)
+        run.until(lambda: list((data_dir / SPOT).glob("*2026-07-15*")))
+        assert run.stop().code == 0
+    files = [file for file in data_files(data_dir, SPOT) if file.day == "2026-07-14"]
+    ended = programs.start("report", "--date", "2026-07-14", "--json", "--data-dir", data_dir).wait()
+    assert ended.code == 0, ended.said
+    (feed,) = json.loads(ended.out)["feeds"]
+    assert feed["rows"] == feed["rows_per_hour"][23] == sum(len(file.lines) for file in files)
+    assert (feed["ids"]["first"], feed["ids"]["last"]) == (files[0].ids[0], files[-1].ids[-1])
+    assert feed["ids"]["ends"] == "followed"
+    assert feed["files"]["sealed"] == len(files) > 2
+    assert feed["state"] == "complete"
+    files[1].path.unlink()
+    ended = programs.start("report", "--date", "2026-07-14", "--data-dir", data_dir).wait()
+    assert ended.code == 1
+    assert f"{len(files[1].lines):,} gone, IDs {files[1].ids[0]} to {files[1].ids[-1]}" in " ".join(ended.out.split())
