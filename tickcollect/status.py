@@ -136,6 +136,11 @@ class UploadStatus(msgspec.Struct, frozen=True, kw_only=True):
     failure: str
     """Why the last run has left something behind, or why nothing is known; empty when all went well."""
 
+    @property
+    def known(self) -> bool:
+        """The other fields tell something: a failure without a run is that of looking."""
+        return self.last_run_ns is not None or not self.failure
+
 
 class ChannelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One channel for alerts."""
@@ -514,7 +519,7 @@ def _upload_troubles(snapshot: Snapshot, now_ns: int) -> Iterator[str]:
     if upload is None:
         return
     waiting = f"{_plural(upload.waiting_files, 'file')} ({size(upload.waiting_bytes)})"
-    if upload.failure and upload.last_run_ns is None:
+    if not upload.known:
         yield upload.failure
     elif upload.failure:
         left = f"; {waiting} waiting" if upload.waiting_files else ""
@@ -834,7 +839,7 @@ def _deliveries(snapshot: Snapshot, verdict: Verdict, now_ns: int) -> Iterator[s
         if upload.waiting_files:
             waiting = f"{_plural(upload.waiting_files, 'file')} waiting ({size(upload.waiting_bytes)})"
         if upload.last_run_ns is None:
-            yield "upload: not known" if upload.failure else f"upload: {waiting}, none yet"
+            yield f"upload: {waiting}, none yet" if upload.known else "upload: not known"
         else:
             last = f"last {moment(upload.last_run_ns, now_ns)} {'ok' if upload.complete else 'not complete'}"
             yield f"upload: {waiting}, {last}"
