@@ -37,7 +37,7 @@ LAYOUT: dict[str, set[str]] = {
     "watch": {"exchanges", "feed", "rest", "venues", "writer"},
     # what is told, measured and delivered
     "alerts": {"", "config"},
-    "backlog": {"files"},
+    "backlog": {"files", "status"},
     "chart": {"report"},
     "measured": {"journal"},
     "metrics": {"", "status"},

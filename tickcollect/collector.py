@@ -25,7 +25,7 @@ import shutil
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +36,7 @@ from loguru import logger
 
 from tickcollect import __version__, gaps, status
 from tickcollect.backfill import Account, Backfill, accounts, still_open, unexplained
+from tickcollect.backlog import destination, upload_status
 from tickcollect.config import Config, check_data_dir
 from tickcollect.events import MS_PER_DAY, FuturesTrade, MessageType, RowCheck, time_ms, with_fields
 from tickcollect.exchanges.binance import (
@@ -69,7 +70,7 @@ from tickcollect.segments import (
     open_file_limit,
 )
 from tickcollect.systemd import Notifier, Signs, supervise
-from tickcollect.venues import USER_AGENT, Venue, ask_symbols, check_symbols, venues
+from tickcollect.venues import USER_AGENT, StartError, Venue, ask_symbols, check_symbols, venues
 from tickcollect.watch import ClockWatch, ListingWatch, SilenceWatch
 from tickcollect.writer import FETCHED_WITHIN_S, Feed, Routes, Writer
 
@@ -83,6 +84,7 @@ SEAL_AGAIN_S = 30.0
 IDLE_END_S = 60.0
 """After a day is over, a feed that has been silent this long has its segment ended, so that it can be sealed."""
 CARRIERS_COMPARED_S = 3600.0
+BACKLOG_INTERVAL_S = 60.0
 RENEWALS_SPREAD = 0.05
 STOP_WITHIN_S = 10.0
 FILES_TOLD = 100
@@ -131,6 +133,7 @@ class Collector:
         self.sealed: deque[Path] = deque(maxlen=FILES_TOLD)
         self.sealing: asyncio.Queue[tuple[Feed, Segment]] = asyncio.Queue()
         self.sealing_now: asyncio.Future[None] | None = None
+        self.upload: status.UploadStatus | None = None
         self.disk_free = 0
         self.disk_low = False
         self.histories: dict[Feed, History] = {}
@@ -370,6 +373,7 @@ class Collector:
         self.state = "running"
         gc.freeze()  # what exists now stays: the collector of cycles need not look at it again
         background = [self._sync(), self._seal(), self._look_around(), self.clocks.run(), self.listings.run()]
+        background.append(self._look_at_backlog())
         around = Surroundings(
             self.inbox,
             time.time_ns,
@@ -533,6 +537,14 @@ class Collector:
                     if not self.writer.disk_trouble and self.silence.is_silent(feed, state, now_s):
                         await self.silence.look_into(feed, state, venue, now_s)
 
+    async def _look_at_backlog(self) -> None:
+        """Look now and then what waits for the upload, where a store is configured."""
+        config = self.config
+        to = destination(config.upload_to, config.s3_bucket, config.s3_bucket_path)
+        while to:
+            self.upload = await asyncio.to_thread(upload_status, config.data_dir, to)
+            await asyncio.sleep(BACKLOG_INTERVAL_S)
+
     def _tell_carriers(self) -> None:
         """Compare the connections that carry the same streams (`REDUNDANCY`)."""
         for state in self.links if self.config.redundancy > 1 else ():
@@ -598,6 +610,7 @@ class Collector:
             disk_free_bytes=self.disk_free,
             disk_hours_left=self._disk_hours_left(now_s),
             problems=self._problems(),
+            upload=self.upload,
             messages_per_s=self._rate("", sum(state.messages for state in self.links), now_s),
         )
 
@@ -693,7 +706,9 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
     Raises `StartError` where it cannot begin, `ConfigError` for a data directory that cannot be written, and
     `SegmentError` for files in use or a disk that refuses; then, too, everything that could be saved was.
     """
+    newest: deque[status.Snapshot] = deque(maxlen=1)
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_metrics_served(config, lambda: newest[0] if newest else None))
         found = []
         for venue in venues(config):
             stack.push_async_callback(venue.rest.close)
@@ -707,7 +722,7 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
         collector = Collector(config, found)
         stack.push_async_callback(collector.release)
         await collector.open()
-        async with _status_kept(collector, config.data_dir), _supervised(collector, stop):
+        async with _status_kept(collector, newest), _supervised(collector, stop):
             try:
                 async with (show or _unseen)(collector.snapshot):
                     await collector.run(stop)
@@ -716,6 +731,24 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
             finally:
                 summary = await collector.close()
         return summary
+
+
+@contextlib.contextmanager
+def _metrics_served(config: Config, newest: Callable[[], status.Snapshot | None]) -> Iterator[None]:
+    """Serve metrics where that is configured. Raises `StartError`."""
+    if config.metrics_port is None:
+        yield
+        return
+    from tickcollect.metrics import MetricsError, MetricsServer  # noqa: PLC0415 - only those who want it pay for it
+
+    try:
+        server = MetricsServer(config.metrics_address, config.metrics_port, newest)
+    except MetricsError as error:
+        raise StartError(str(error)) from error
+    try:
+        yield
+    finally:
+        server.close()
 
 
 def _first_of(failed: ExceptionGroup[Exception]) -> Exception:
@@ -742,15 +775,19 @@ async def _unseen(_: Callable[[], status.Snapshot]) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def _status_kept(collector: Collector, data_dir: Path) -> AsyncIterator[None]:
-    """Write the status file every second, and once more at the end. That it cannot be written stops nothing else."""
-    file = await asyncio.to_thread(status.StatusFile, data_dir)
+async def _status_kept(collector: Collector, newest: deque[status.Snapshot]) -> AsyncIterator[None]:
+    """Write the status file every second, and once more at the end. That it cannot be written stops nothing else.
+
+    What was written last is in `newest`, for whoever else tells of it.
+    """
+    file = await asyncio.to_thread(status.StatusFile, collector.config.data_dir)
 
     async def keep_writing() -> None:
         told = False
         while True:
+            newest.append(collector.snapshot())
             try:
-                await asyncio.to_thread(file.write, collector.snapshot())
+                await asyncio.to_thread(file.write, newest[0])
                 told = False
             except status.StatusError as error:
                 if not told:
