@@ -213,7 +213,7 @@ def check(config_path: Path | None, wait_s: float, no_send: bool, as_json: bool)
     if not config.collect:
         raise click.UsageError("nothing to collect: name what to collect in COLLECT of config.json")
     asked = looks.Asked(config, config_path, os.environ, send=not no_send, wait_s=wait_s)
-    waiting = Console(stderr=True).status(f"looking; a live message may take {wait_s:g} s")
+    waiting = Console(stderr=True).status(f"looking; streams may take {wait_s:g} s", spinner="line")
     with waiting if sys.stderr.isatty() else contextlib.nullcontext():
         findings = asyncio.run(looks.check(asked))
     if as_json:
