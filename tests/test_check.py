@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from pathlib import Path
@@ -556,9 +556,8 @@ def test_a_running_collector_is_told_and_nothing_is_wrong_with_it(programs: Prog
     with served() as running, free_port() as port:
         config = programs.config(**configured(running), METRICS_PORT=port)
         run = programs.start("run", "--config", config)
-        run.until(lambda: rows_told(programs.folder / "data"))
-        with socket.create_server(("127.0.0.1", port)) if not listens(port) else nullcontext():
-            findings = json.loads(programs.run("check", "--config", config, "--no-send", "--json").out)["findings"]
+        run.until(lambda: rows_told(programs.folder / "data") and listens(port))
+        findings = json.loads(programs.run("check", "--config", config, "--no-send", "--json").out)["findings"]
         (told,) = of(findings, "collector")
         assert told["level"] == "ok"
         assert told["subject"] == f"pid {run.process.pid}"
