@@ -22,7 +22,7 @@ from tickcollect.chart import draw, panels
 from tickcollect.cli import main
 from tickcollect.dataset.replay import GeneratedMarket
 from tickcollect.files import FeedPath
-from tickcollect.report import FeedDay, Report, ReportError, days_asked, gather
+from tickcollect.report import FeedDay, Report, ReportError, days_asked, gather, record
 from tickcollect.report.proof import MISSING, percent_of
 from tickcollect.report.shown import CSV_COLUMNS, HOLES_TOLD, notice, show
 
@@ -474,6 +474,40 @@ def test_gaps_of_an_older_numbering_do_not_count(made: Made) -> None:
         "first_id": 201, "last_id": 210, "count": 10
     })  # fmt: skip
     assert of(made.feed()) == ("incomplete", 240, 230, {"unexplained": 10})
+
+
+def test_gaps_of_a_later_numbering_do_not_count(made: Made) -> None:
+    """What the journal says of the same IDs after the numbering began anew, on a later day, explains nothing before."""
+    holed(made).numbers("gap", 201, 210)
+    made.tell("numbering_restarted", SPOT, AFTER, "00:01:00", last_id=341, first_id=1)
+    made.tell("absent", SPOT, AFTER, "00:02:00", first_id=201, last_id=210)
+    assert of(made.feed()) == ("incomplete", 240, 230, {"open": 10})
+
+
+def test_file_that_is_sealed_while_the_report_is_made(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CSV that is gone when it is to be read, because it was sealed meanwhile, is found under its new name."""
+    growing = made.open(DAY, range(1, 11))
+    made.open(AFTER, [11])
+    read = record._rows_of
+
+    def seal_first(path: Path) -> record._Rows:
+        if growing.exists():
+            made.seal(DAY, range(1, 11), told=False)
+            growing.unlink()
+        return read(path)
+
+    monkeypatch.setattr(record, "_rows_of", seal_first)
+    feed = made.feed()
+    assert of(feed) == ("complete", 10, 10, {})
+    assert (feed.files.sealed, feed.files.open) == (1, 0)
+
+
+def test_files_that_never_stay_are_told(whole: Made) -> None:
+    """A name that is listed and can never be read ends in one line, not in an endless look."""
+    name = f"BTCUSDT-trade-{DAY}-901-902.csv.zip"
+    (whole.path / SPOT / name).symlink_to(whole.path / "nowhere")
+    with pytest.raises(ReportError, match="change all the time"):
+        whole.report()
 
 
 # --- Several days, what was measured, what was uploaded ------------------------------------------------------------

@@ -83,7 +83,8 @@ def panels(report: Report) -> list[Panel]:
         of_group = [day for name in names for day in by_feed[name]]
         missing = sum(day.ids.missing_total for day in of_group if day.ids is not None)
         rows = sum(day.rows for day in of_group)
-        panel = Panel(f"{title}   {rows:,} rows" + (f"   {missing:,} IDs missing" if missing else ""), len(report.days))
+        told = [title, f"{rows:,} rows" if rows else "no row", *([f"{missing:,} IDs missing"] if missing else [])]
+        panel = Panel("   ".join(told), len(report.days))
         for day in of_group:
             panel.add(day, report.days[0])
         found.append(panel)
@@ -120,7 +121,8 @@ def _draw_panel(pen: ImageDraw.ImageDraw, panel: Panel, top: int, fonts: Fonts) 
         x = round(LEFT + hour * step)
         pen.line((x, top + BAR_TOP, x, base + 5), GRID)
     pen.line((LEFT, base, RIGHT, base), PALE)
-    pen.text((LEFT - 8, top + BAR_TOP), _short(most), PALE, font=fonts[2], anchor="rt")
+    if most:
+        pen.text((LEFT - 8, top + BAR_TOP), _short(most), PALE, font=fonts[2], anchor="rt")
     pen.text((LEFT - 8, base), "0", PALE, font=fonts[2], anchor="rb")
     gap = 2 if step > 6 else 0  # noqa: PLR2004 - pixels
     for hour, rows in enumerate(panel.hours):

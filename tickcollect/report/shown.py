@@ -8,7 +8,8 @@ Rules:
 3. Names and reasons are printed, never interpreted: no markup, no control characters, only ASCII where the terminal's
    encoding is not UTF-8. Colour says nothing that the marks and words do not.
 
-rich is imported where something is drawn: it takes longer to load than all that `--json` needs.
+rich is imported where something is drawn: it takes longer to load than all that `--json` needs. What sends messages is
+imported for a message only.
 """
 
 import csv
@@ -20,7 +21,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from tickcollect.alerts.incidents import Notice
 from tickcollect.hours import HOURS
 from tickcollect.report import Report
 from tickcollect.report.proof import MISSING, NOTES, FeedDay, Hole
@@ -29,6 +29,8 @@ from tickcollect.status import size, span
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.table import Table
+
+    from tickcollect.alerts.incidents import Notice
 
 ROWS_SHOWN = 60
 """Lines of the table; the feeds left out are in order, or counted."""
@@ -39,9 +41,8 @@ NAMES_TOLD = 3
 NAME_CELLS = 28
 
 REMEDIES = {
-    "gone": "Gone: sealed once, not here any more, and no upload has proved to hold it. Put the files back.",
-    "damaged": "Damaged: a file cannot be read. Fetch it from the store; or delete it and restart the collector, which "
-    "fetches what the exchange's history has.",
+    "gone": "Gone: its file was sealed and is not here any more, and no upload has proved it. Put the file back.",
+    "damaged": "Damaged: its file cannot be read, or holds other rows than its name says. Fetch it from the store.",
     "lost": "Lost: the exchange's history cannot give it any more. Nothing to do.",
     "open": "Open: not given up. The collector goes on asking; see that it runs: `tickcollect status`.",
     "unexplained": "Unexplained: nothing on record tells why. Restart the collector, which compares the files at its "
@@ -223,8 +224,10 @@ def _name(report: Report, feed: FeedDay) -> str:
     return feed.name if len(report.days) == 1 else f"{feed.day} {feed.name}"
 
 
-def notice(report: Report, machine: str, attachments: Sequence[Path]) -> Notice:
+def notice(report: Report, machine: str, attachments: Sequence[Path]) -> "Notice":
     """Return the report as a message, the verdict first."""
+    from tickcollect.alerts.incidents import Notice  # noqa: PLC0415 - see the module's docstring
+
     return Notice(
         kind="report",
         level="info" if report.verdict == "complete" else "warning",
