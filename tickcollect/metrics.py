@@ -25,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -41,6 +42,7 @@ PREFIX = "tickcollect_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 ANSWERED_AT_ONCE = 8
 """Further clients are sent away. A Prometheus server asks with one connection at a time."""
+CLOSED_WITHIN_S = 0.1
 PATIENCE_S = 10.0
 """How long a client may neither send nor take anything."""
 
@@ -253,7 +255,8 @@ class MetricsServer:
             remedy = REMEDIES.get(number or 0, "Set METRICS_ADDRESS to an address of this machine.")
             raise MetricsError(f"cannot serve metrics at {host}, port {port}: {reason}. {remedy}") from error
         self.port: int = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        work = partial(self._server.serve_forever, CLOSED_WITHIN_S)
+        self._thread = threading.Thread(target=work, name="metrics", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
@@ -268,6 +271,7 @@ class _Server(ThreadingTCPServer):
 
     allow_reuse_address = True
     daemon_threads = True
+    request_queue_size = 32
 
     def __init__(self, family: socket.AddressFamily, place: tuple[str, int], page: Callable[[], bytes]) -> None:
         self.address_family = family
