@@ -8,8 +8,10 @@ The data's path, and where to read on:
          addresses, decoding) ◀────────┘         ▼           │
                                      repair (small, in place), backfill (large, in the background) ◀── rest
 
+    .csv.zip ──upload──▶ store (a bucket, a folder)          what happens ──▶ happenings ──▶ journal, log, alerts
+
     collector   puts all of this together: read it first
-    venues      what is collected where, checked with the exchange;   watch  silence and clocks
+    venues      what is collected where, checked with the exchange;   watch  silence, clocks, the exchange's list
     events      the messages and the rows they become
     exchanges/  what each exchange says; Binance's three markets are rows of one table
     feed        one connection kept alive, and the bounded queue behind it
@@ -18,7 +20,11 @@ The data's path, and where to read on:
     repair      missing IDs fetched from history and proved;   backfill  those that cannot be waited for
     rest        GET inside the exchange's request limit
     segments    the life of a CSV file;   files  names and packing;   recovery, salvage  after a crash
+    hours       rows by the hour, counted while sealing;   measured  latency and time connected
     happenings  what happened, told and kept;   journal  its record;   status  what is going on, for people and monitors
+    alerts/     from happenings to messages, once, to each channel;   metrics  for Prometheus;   systemd  signs of life
+    store       where files are delivered, and how arrival is proved;   upload  one night's run;   backlog  what waits
+    report/     is a day's data whole;   chart  its picture;   check/  everything tried once, before a month alone
     config      file, environment and command line to one object;   cli, demo  the commands
     dataset/    the reading half, which nothing above imports: replay, a market on this machine
 """
