@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import http.server
+import io
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ import pytest
 from conftest import GAPS_STAY, Exchange, Programs, check_accounts, exchange, journal, rows_told, status_of
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from tickcollect import upload
 from tickcollect.backlog import read_run
@@ -48,6 +50,7 @@ from tickcollect.store import (
     Source,
     TemporaryError,
     UnusableError,
+    open_source,
 )
 from tickcollect.upload import (
     BusyError,
@@ -168,7 +171,7 @@ def test_links_are_not_followed_and_told(site: Site, tmp_path: Path) -> None:
     outcome = site.run()
     assert not outcome.complete
     assert sorted(failure.file for failure in outcome.failures) == ["binance", file_of(0, feed="x/trade/AB")]
-    assert all("symbolic link" in failure.text for failure in outcome.failures)
+    assert all("which is not followed" in failure.text for failure in outcome.failures)
     assert site.there() == {}
 
 
@@ -692,6 +695,36 @@ def test_a_file_put_in_the_place_of_another_stays(site: Site, monkeypatch: pytes
     assert path.read_bytes() == b"new"
 
 
+def test_an_object_that_vanishes_before_the_last_look_keeps_the_file(site: Site) -> None:
+    """The store is asked at the moment of deleting, whatever it said a moment before."""
+    path = site.seal(file_of(0))
+    store = Scripted()
+
+    def vanish(what: str, _key: str) -> Exception | None:
+        looks = [asked for asked, _ in store.asked].count("look")
+        if what == "look" and looks == 3:  # before sending, after it, and now
+            store.held.clear()
+        return None
+
+    store.fails = vanish
+    outcome = site.run(Options(delete_after_days=1, trust_receipt=True), store=store)
+    assert path.exists()
+    assert [item.file for item in outcome.waiting] == [file_of(0)]
+    assert "is there no more" in outcome.reasons[0]
+
+
+def test_deleting_asks_for_the_record_itself(site: Site) -> None:
+    """The step that deletes believes no caller: without an entry in the journal it refuses."""
+    path = site.seal(file_of(0))
+    ((item,), _) = sealed_items(site.data)
+    store = Scripted(held={item.file: path.read_bytes()})
+    journal_file = Journal(site.data / "journal.jsonl")
+    one = upload.Run(store, journal_file, DELETE, Patience(60), site.clock.world(), upload.Silent())
+    with open_source(path) as source, pytest.raises(RefusedError, match="no proof"):
+        one._delete(item, source, source.digests(store.limits), item.file)
+    assert path.exists()
+
+
 @given(
     st.dictionaries(
         st.integers(0, 9),
@@ -818,6 +851,20 @@ def test_overlapping_runs_are_told_with_code_75(site: Site, programs: Programs) 
     (line,) = ended.err.splitlines()
     assert "pid 4711, started 2026-11-21T00:10:00Z" in line
     assert programs.run(*arguments).code == 0
+
+
+def test_a_terminal_shows_how_it_goes(site: Site) -> None:
+    """In a terminal there is a bar with the files that are settled, their bytes and the speed."""
+    for n in range(0, 300, 100):
+        site.seal(file_of(n), bytes(1_000_000))
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100)
+    with upload.bar(console) as progress:
+        store = Folder(site.backup, site.data)
+        outcome = run(site.config, store, NO_OPTIONS, site.clock.world(), Patience(60), progress)
+    assert outcome.complete
+    assert "3 of 3 files" in shown.getvalue()
+    assert "3.0/3.0 MB" in shown.getvalue()
 
 
 @pytest.fixture
