@@ -118,8 +118,8 @@ def test_all_well_is_told_and_nothing_is_left_behind(tmp_path: Path) -> None:
     areas = {"config", "data", "disk", "limits", "collector", "exchange", "clock", "streams", "history", "store"}
     assert {each["area"] for each in findings} >= areas | {"schedule", "metrics", "log"}
     assert [each["found"].partition(" within")[0] for each in of(findings, "streams", "ok")] == [
-        "BTCUSDT trade, ETHUSDT trade: a live message of each of the 2",
-        "BTCUSDT trade: a live message",
+        "BTCUSDT, ETHUSDT: a live message of each",
+        "BTCUSDT: a live message",
     ]
     assert len(asked_with_key) == 1
     assert [path.name for path in Path().iterdir()] == ["config.json"]
@@ -169,10 +169,9 @@ def test_hundreds_of_feeds_are_a_line_a_connection() -> None:
     assert code == 0
     assert len(findings) < 20
     told = of(findings, "streams")
-    assert [each["subject"] for each in told] == ["binance connection 1 of 2", "binance connection 2 of 2"]
+    assert [each["subject"] for each in told] == ["binance trade connection 1 of 2", "binance trade connection 2 of 2"]
     assert [each["level"] for each in told] == ["ok", "ok"]
-    first = ", ".join(f"{symbol} trade" for symbol in symbols[:5])
-    assert told[0]["found"].startswith(f"{first} and 195 more: a live message of each of the 200 within ")
+    assert told[0]["found"].startswith(f"{', '.join(symbols[:5])} and 195 more: a live message of each within ")
 
 
 def test_mistakes_of_the_configuration_come_first(programs: Programs) -> None:
@@ -307,7 +306,7 @@ EXCHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str, str, s
         {},
         "streams",
         "fail",
-        "BTCUSDT trade: the connection broke off without a close frame",
+        "BTCUSDT: the connection broke off without a close frame",
         "Check ws_url in COLLECT, and the network",
     ),
     "messages that cannot be read": (
@@ -348,7 +347,7 @@ def test_a_quiet_market_is_well() -> None:
     assert code == 0
     (told,) = of(findings, "streams")
     assert told["level"] == "ok"
-    assert told["found"] == "BTCUSDT trade (last trade 3 min ago): subscribed, and as silent as the market"
+    assert told["found"] == "BTCUSDT (last trade 3 min ago): subscribed, and as silent as the market"
 
 
 def test_silence_without_a_clock_is_unclear() -> None:
@@ -362,6 +361,23 @@ def test_silence_without_a_clock_is_unclear() -> None:
     assert told["level"] == "warn"
     assert told["found"].endswith("whether its market trades is unclear: the exchange's clock could not be asked")
     assert [each["level"] for each in of(findings, "clock")] == ["warn"]
+
+
+def test_what_cannot_be_connected_is_not_asked_for_ever() -> None:
+    """After three connections that broke, and after one refusal of this address, nothing more is tried."""
+    handshakes: list[str] = []
+    refusal: list[Answer] = []
+
+    def answered(target: str, _: object) -> Answer | None:
+        handshakes.append(target)
+        return refusal[0] if refusal else None
+
+    with served(behaviour=Behaviour(handshake=answered, message=lambda *_: [Cut()])) as running:
+        checked(configured(running), "--wait", "20")
+        assert len(handshakes) == 3
+        refusal.append(Answer(HTTPStatus.FORBIDDEN, b""))
+        checked(configured(running), "--wait", "20")
+        assert len(handshakes) == 4
 
 
 def test_a_connection_that_is_made_again_is_told() -> None:
@@ -391,7 +407,7 @@ def test_an_exchange_that_is_away_is_told_once_a_part() -> None:
     assert away["found"].endswith("the connection failed (Connection refused)")
     assert away["remedy"].startswith("Check the network")
     (silent,) = of(findings, "streams")
-    assert silent["found"] == f"BTCUSDT trade: 127.0.0.1:{port} cannot be reached: Connection refused"
+    assert silent["found"] == f"BTCUSDT: 127.0.0.1:{port} cannot be reached: Connection refused"
 
 
 def test_typing_errors_are_told_each_and_then_counted() -> None:
@@ -426,8 +442,19 @@ def test_a_refused_subscription_is_told_with_the_exchange_s_words() -> None:
         thread.join()
     assert code == 1
     (told,) = of(findings, "streams")
-    assert told["found"] == "BTCUSDT trade: refused by the exchange: Invalid request: unknown stream (code 2)"
+    assert told["found"] == "BTCUSDT: refused by the exchange: Invalid request: unknown stream (code 2)"
     assert told["remedy"] == "Correct it in COLLECT"
+
+
+def test_two_streams_of_a_symbol_are_told_apart() -> None:
+    """Where trades and aggregates come on one connection, each is waited for and named."""
+    with served() as running:
+        keys = configured(running)
+        keys["COLLECT"] += configured(running, stream="aggTrade")["COLLECT"]
+        _, findings = checked(keys)
+    (told,) = of(findings, "streams")
+    assert told["subject"] == "binance aggTrade and trade"
+    assert told["found"].startswith("BTCUSDT aggTrade, BTCUSDT trade: a live message of each within ")
 
 
 def test_both_hosts_of_a_redundant_feed_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,8 +464,8 @@ def test_both_hosts_of_a_redundant_feed_are_tried(monkeypatch: pytest.MonkeyPatc
         assert len(running.server.sent) > 0
     assert code == 0
     assert [each["subject"] for each in of(findings, "streams", "ok")] == [
-        "binance connection 1 of 2",
-        "binance connection 2 of 2",
+        "binance trade connection 1 of 2",
+        "binance trade connection 2 of 2",
     ]
 
 
@@ -500,7 +527,7 @@ def test_a_data_directory_that_cannot_be_used_is_told(case: str) -> None:
         code, findings = checked({**configured(running), "DATA_DIR": data_dir})
     assert code == 1
     (told,) = of(findings, "data")
-    assert told["subject"] == data_dir
+    assert told["subject"] == str(Path(data_dir).absolute())
     assert told["found"].startswith(found)
     assert told["remedy"] == remedy or not remedy
 

@@ -220,7 +220,7 @@ class _Listening:
     state: LinkState
     decoder: Decoder
     subject: str
-    """The exchange, and which of its connections where there are several."""
+    """The exchange, the kinds of streams, and which of its connections where there are several."""
     silent: set[str]
     """Streams of which nothing has come yet, by the exchange's names."""
     slowest_s: float = 0.0
@@ -277,8 +277,12 @@ class _Heard:
     """By the event loop's clock."""
 
     def named(self, names: Iterable[str], tail: Callable[[str], str] = lambda _: "") -> str:
-        """Name streams for a person; `tail` says something about each."""
-        return named([f"{self.feeds[name][1]} {self.feeds[name][0]}{tail(name)}" for name in sorted(names)])
+        """Name streams for a person, by their symbols where that is enough; `tail` says something about each."""
+        one_kind = len({stream for stream, _ in self.feeds.values()}) == 1
+        feeds = {name: self.feeds[name] for name in sorted(names)}
+        return named(
+            [(symbol if one_kind else f"{symbol} {stream}") + tail(n) for n, (stream, symbol) in feeds.items()]
+        )
 
     def ago(self, name: str) -> str:
         """Say when a market last traded."""
@@ -291,7 +295,7 @@ class _Heard:
         """Tell of one connection: what came, what was refused, and whether it stayed."""
         finding = partial(Finding, "streams", one.subject)
         if came := set(one.state.link.streams) - one.silent:
-            what = "a live message" if len(came) == 1 else f"a live message of each of the {len(came):,}"
+            what = "a live message" if len(came) == 1 else "a live message of each"
             yield finding(OK, f"{self.named(came)}: {what} within {status.span(max(0.1, one.slowest_s))}")
         for reason in sorted(set(one.refused.values())):
             names = [name for name, said in one.refused.items() if said == reason]
@@ -334,7 +338,7 @@ class _Heard:
             yield finding(OK, f"{self.named(quiet, self.ago)}: subscribed, and as silent as the market")
 
 
-NOT_ASKED = "there was no time to ask"
+NOT_ASKED = "not all could be asked about in time"
 
 
 async def _streams(asked: Asked, venue: Venue, feeds: Sequence[tuple[str, str]], ahead_ms: float | None) -> Findings:
@@ -372,10 +376,11 @@ def _plan(config: Config, venue: Venue, feeds: Sequence[tuple[str, str]]) -> dic
     planned = [link for host in hosts for link in links(market, feeds, host)]
     listening = {}
     for number, link in enumerate(planned, start=1):
-        subject = f"{market.name} connection {number} of {len(planned)}" if len(planned) > 1 else market.name
-        state = LinkState(market.name, link)
+        place = f" connection {number} of {len(planned)}" if len(planned) > 1 else ""
         streams = sorted({name.rpartition("@")[2] for name in link.streams})
+        state = LinkState(market.name, link)
         decoder = Decoder(market, config.extra_columns, streams)
+        subject = f"{market.name} {' and '.join(streams)}{place}"
         listening[state] = _Listening(state, decoder, subject, set(link.streams))
     return listening
 

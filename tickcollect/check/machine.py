@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from tickcollect import status
-from tickcollect.check.findings import FAIL, NOTE, OK, WARN, Asked, Finding, Findings, feeds, named, plural
+from tickcollect.check.findings import FAIL, NOTE, OK, WARN, Asked, Finding, Findings, feeds, named
 from tickcollect.config import DEFAULT_PATH, Config, warnings
 from tickcollect.events import MS_PER_DAY
 from tickcollect.files import sync_directory
@@ -45,8 +45,8 @@ def look_at_config(asked: Asked) -> Iterator[Finding]:
     path = asked.config_path or DEFAULT_PATH
     subject = str(path) if path.exists() else "environment"
     counts = Counter(f"{entry.exchange}/{entry.stream}" for entry in asked.config.collect for _ in entry.symbols)
-    parts = ", ".join(f"{count:,} of {market}" for market, count in counts.items())
-    yield Finding("config", subject, OK, f"{plural(counts.total(), 'feed')}: {parts}")
+    parts = " and ".join(f"{count:,} of {market}" for market, count in counts.items())
+    yield Finding("config", subject, OK, f"valid; feeds to collect: {parts}")
     told = warnings(asked.config_path, asked.environ)
     for warning in told:
         found, _, command = warning.partition(". Run: ")
@@ -77,7 +77,7 @@ def _user(uid: int) -> str:
 
 def look_at_data_dir(asked: Asked) -> Iterator[Finding]:
     """Do there what the collector does with files, in a directory that is gone afterwards."""
-    data_dir = asked.config.data_dir
+    data_dir = asked.config.data_dir.absolute()
     base = _nearest_existing(data_dir)
     action = "make a directory"
     try:
@@ -209,7 +209,7 @@ def look_at_collectors(asked: Asked) -> Iterator[Finding]:
     try:
         snapshots = status.read(config.data_dir)
     except status.NoStatusError:
-        yield Finding("collector", "", NOTE, f"none has run in {config.data_dir} yet", "Start one: tickcollect run")
+        yield Finding("collector", "", NOTE, "none has run in this data directory yet", "Start one: tickcollect run")
         return
     except status.StatusError as error:
         yield Finding("collector", "", WARN, str(error))
