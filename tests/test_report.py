@@ -1,19 +1,24 @@
 """The data-quality report: data directories made by hand, with known holes, against what the report says of them."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import threading
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from click.testing import CliRunner
-from conftest import Programs, data_files, exchange
+from conftest import Ended, Programs, data_files, exchange
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -780,8 +785,9 @@ def test_notice_says_the_verdict_first(made: Made) -> None:
     told = notice(made.report(), "tick1", [])
     assert (told.kind, told.level) == ("report", "warning")
     assert told.title == "tick1: data of 2026-11-20: NOT complete, 1 of 1 feed"
-    assert any("10 lost, IDs 201 to 210" in line for line in told.lines)
-    assert any("Nothing to do" in line for line in told.lines)
+    assert told.lines[0] == "10 IDs missing; 230 rows are there."
+    assert "10 lost, IDs 201 to 210" in told.lines[1]
+    assert "Nothing to do" in told.lines[2]
 
 
 # --- The chart -----------------------------------------------------------------------------------------------------
@@ -846,6 +852,89 @@ def test_exit_codes(whole: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert run_report("--date", "2026-11-01", *place).exit_code == 3
     (whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip").unlink()
     assert run_report("--date", DAY, *place).exit_code == 1
+
+
+@dataclass
+class BotApi:
+    """Telegram's Bot API, as far as a report needs it: it takes every message, or refuses every one."""
+
+    status: HTTPStatus = HTTPStatus.OK
+    taken: list[tuple[str, bytes]] = field(default_factory=list)
+    """Method and body of each request."""
+
+    @contextlib.contextmanager
+    def served(self) -> Iterator[str]:
+        """Serve on loopback; yield the address."""
+        api = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                api.taken.append((self.path.rpartition("/")[2], self.rfile.read(int(self.headers["Content-Length"]))))
+                message = {"message_id": 1, "date": 0, "chat": {"id": -100, "type": "group", "title": "t"}}
+                good = {"ok": True, "result": message}
+                bad = {"ok": False, "error_code": int(api.status), "description": "Unauthorized"}
+                body = json.dumps(good if api.status == HTTPStatus.OK else bad).encode()
+                self.send_response(api.status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            thread = threading.Thread(target=server.serve_forever)
+            thread.start()
+            try:
+                yield f"http://127.0.0.1:{server.server_port}"
+            finally:
+                server.shutdown()
+                thread.join()
+
+
+TOKEN = "110201543:AAHdqTcvCH1vGWJxfSeofSAs0K5PALDsaw"
+
+
+def sending(programs: Programs, made: Made, api: BotApi, **keys: object) -> Ended:
+    """Run `report --send` with a Bot API server."""
+    with api.served() as address:
+        telegram = {"TELEGRAM_TOKEN": TOKEN, "TELEGRAM_CHAT_ID": "-100", "TELEGRAM_API_URL": address, **keys}
+        config = programs.config(DATA_DIR=str(made.path), ALERT_NAME="tick1", **telegram)
+        return programs.start("report", "--date", DAY, "--config", config, "--send").wait()
+
+
+def test_report_is_sent_with_its_files(whole: Made, programs: Programs) -> None:
+    """Each channel gets the verdict, the CSV and the chart; the exit code stays the report's."""
+    whole.report()
+    api = BotApi()
+    ended = sending(programs, whole, api)
+    assert ended.code == 0, ended.said
+    sent = b"".join(body for _, body in api.taken)
+    assert b"tick1: data of 2026-11-20: complete" in unquote_to_bytes(sent.replace(b"+", b" "))
+    assert {method for method, _ in api.taken} >= {"sendDocument"}
+    assert f"report-{DAY}.csv".encode() in sent
+    assert show(whole.report(), "csv").splitlines()[1].encode() in sent
+    assert b"\x89PNG" in sent
+    assert f"rows-per-hour-{DAY}.png".encode() in sent
+
+
+def test_report_that_cannot_be_sent_is_told(whole: Made, programs: Programs) -> None:
+    """A channel that refuses ends with code 1 and a line without the token; the report itself was printed."""
+    whole.report()
+    ended = sending(programs, whole, BotApi(HTTPStatus.UNAUTHORIZED))
+    assert ended.code == 1
+    assert "2026-11-20: complete" in ended.out
+    assert "Error: not sent to" in ended.err
+    assert TOKEN not in ended.said
+
+
+def test_sending_without_a_channel_is_a_mistake(whole: Made, programs: Programs) -> None:
+    """With no channel configured, `--send` says what to set."""
+    whole.report()
+    ended = sending(programs, whole, BotApi(), TELEGRAM_TOKEN="", TELEGRAM_CHAT_ID="")
+    assert ended.code == 2
+    assert "TELEGRAM_TOKEN" in ended.err
 
 
 def test_report_on_what_a_collector_recorded(programs: Programs, tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from tickcollect.collector import Show, Summary
     from tickcollect.config import Config
+    from tickcollect.report import Report
     from tickcollect.status import Snapshot
     from tickcollect.store import Store
     from tickcollect.upload import Options
@@ -117,6 +118,7 @@ Examples:
 @click.option("--days", "number", type=click.IntRange(1, 366), default=1, help="So many days up to that one.")
 @click.option("--json", "form", flag_value="json", help="Print all that is known, as JSON.")
 @click.option("--csv", "form", flag_value="csv", help="Print a row for each feed and day, as CSV.")
+@click.option("--send", is_flag=True, help="Send it to the channels for alerts, with CSV and a chart.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where the files are.  [default: data]")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="[default: config.json, if it is there]")
 def report(last: str | None, number: int, form: str | None, config_path: Path | None, **options: Any) -> None:
@@ -136,7 +138,8 @@ def report(last: str | None, number: int, form: str | None, config_path: Path | 
     with _failures_told({ReportError: EXIT_FAILED}):
         found = of_config(config, days, now)
     say(show(found, form))
-    sys.exit(found.exit_code)
+    sent_code = _send_report(config, found) if options["send"] else 0
+    sys.exit(sent_code or found.exit_code)
 
 
 @main.command(
@@ -370,6 +373,28 @@ def _opened_store(config: "Config", *, reads_back: bool) -> Iterator["Store"]:
         yield store
     finally:
         store.close()
+
+
+def _send_report(config: "Config", found: "Report") -> int:
+    """Send a report with its CSV and its chart to every channel, tell what went wrong, and return an exit code."""
+    from tempfile import TemporaryDirectory  # noqa: PLC0415
+
+    from tickcollect.alerts.post import collector_name, send_files  # noqa: PLC0415
+    from tickcollect.chart import draw  # noqa: PLC0415
+    from tickcollect.report.shown import notice, to_csv  # noqa: PLC0415
+
+    period = "-to-".join(dict.fromkeys((found.days[0], found.days[-1])))
+    with TemporaryDirectory(prefix="tickcollect-") as folder:
+        table, picture = Path(folder, f"report-{period}.csv"), Path(folder, f"rows-per-hour-{period}.png")
+        table.write_text(to_csv(found), encoding="utf-8")
+        picture.write_bytes(draw(found))
+        states = send_files(config, notice(found, collector_name(config), (table, picture)))
+    if not states:
+        say("Error: not sent: set TELEGRAM_TOKEN and TELEGRAM_CHAT_ID, or ALERT_URLS, in the configuration", err=True)
+        return EXIT_MISTAKE
+    failed = [state for state in states if state.error or state.dropped]
+    say(*(f"Error: not sent to {state.name}: {state.error}" for state in failed), err=True)
+    return EXIT_FAILED if failed else 0
 
 
 def _show_foreseen(config: "Config", store: "Store", options: "Options") -> None:

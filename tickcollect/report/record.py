@@ -326,14 +326,25 @@ class _WrongRowsError(Exception):
 
 def _feed_paths(data_dir: Path) -> Iterator[FeedPath]:
     """Yield the feeds that have a directory."""
+    for exchange in _folders(data_dir):
+        if exchange.name not in {QUARANTINE, FOLDER}:
+            for stream in _folders(exchange):
+                for symbol in _folders(stream):
+                    yield FeedPath(exchange.name, stream.name, symbol.name)
+
+
+def _folders(path: Path) -> Iterator[Path]:
+    """Yield the directories in one whose names may be parts of a feed's name."""
     try:
-        for symbol in data_dir.glob("*/*/*/"):
-            exchange, stream = symbol.parent.parent.name, symbol.parent.name
-            if exchange not in {QUARANTINE, FOLDER}:
-                with suppress(NameRefusedError):
-                    yield FeedPath(exchange, stream, symbol.name)
+        for entry in path.iterdir():
+            with suppress(NameRefusedError):
+                FeedPath(entry.name, entry.name, entry.name)
+                if entry.is_dir():
+                    yield entry
+    except FileNotFoundError:
+        return
     except OSError as error:
-        raise _not_read(data_dir, error) from error
+        raise _not_read(path, error) from error
 
 
 @dataclass

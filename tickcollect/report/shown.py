@@ -225,14 +225,15 @@ def _name(report: Report, feed: FeedDay) -> str:
 
 
 def notice(report: Report, machine: str, attachments: Sequence[Path]) -> "Notice":
-    """Return the report as a message, the verdict first."""
+    """Return the report as a message: the verdict, then what is not in order, because channels cut long texts."""
     from tickcollect.alerts.incidents import Notice  # noqa: PLC0415 - see the module's docstring
 
+    first, *more = summary(report)
     return Notice(
         kind="report",
         level="info" if report.verdict == "complete" else "warning",
         title=f"{machine}: data of {headline(report)}",
-        lines=(*summary(report), *findings(report), *advice(report), *report.troubles, *remarks(report)),
+        lines=(first, *findings(report), *advice(report), *more, *report.troubles, *remarks(report)),
         incident=f"report {report.days[0]} {report.days[-1]}",
         ended=True,
         attachments=tuple(attachments),
