@@ -11,8 +11,9 @@ Rules:
 4. A connection is told as lost when it has been so for longer than was asked for, and the message that it is back says
    what came of the gap. Shorter breaks are counted for the heartbeat; a connection that breaks `BREAKS` times within an
    hour is told, at most once a day.
-5. There are never more than `NOTICES` messages within `NOTICES_WITHIN_S`. What is due beyond that waits, and is told
-   together in one digest. Nothing is dropped without being counted.
+5. There are never more than `NOTICES` messages within `NOTICES_WITHIN_S`. Where more is due than there is room for, the
+   most urgent half of the room is used singly, and the rest is told in one digest. Nothing is dropped without being
+   counted.
 6. Once a day a heartbeat tells how it goes, what was counted and what is open, so that silence is an alarm. It and the
    messages at the end stand beside rule 5.
 7. Memory is bounded, whatever comes: `TROUBLES_KEPT` of a sort are known each, further ones are counted.
@@ -24,13 +25,14 @@ import itertools
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tickcollect.alerts.missing import Missing
 from tickcollect.alerts.sorts import EVENTS, KINDS, LINES, SORTS, Action, Level, Sort
 from tickcollect.alerts.telling import Telling, Trouble, account_of, line_of, say
-from tickcollect.alerts.words import NAME_LONGEST, NAMES_SHOWN, clean, counted, duration, number, utc
+from tickcollect.alerts.words import NAME_LONGEST, NAMES_SHOWN, clean, counted, duration, number, sentence, utc
 
 __all__ = ["KINDS", "Incidents", "Level", "Notice"]
 
@@ -210,7 +212,6 @@ class Incidents:
         self._topics: dict[str, _Topic] = {}
         self._serial = itertools.count(1)
         self._sent_s: deque[float] = deque(maxlen=NOTICES)
-        self._digest_after_s = -math.inf
         self._breaks_s: dict[str, deque[float]] = {}
         self._unstable_until_s: dict[str, float] = {}
         self._day: _Day | None = None
@@ -237,8 +238,9 @@ class Incidents:
 
     def note(self, event: str, subject: str, facts: Mapping[str, object], now_s: float, now_ns: int) -> None:
         """Take note of a happening. Cheap; what is due is asked for by `due`."""
-        day = self._today(now_ns)
-        day.events[event if event in EVENTS else "of an unknown kind"] += 1
+        self._today(now_ns).events[event if event in EVENTS else "of an unknown kind"] += 1
+        if event != "stopped" and not EVENTS.get(event):
+            return
         news = _News(event, clean(subject, NAME_LONGEST), facts, now_s, now_ns)
         if event == "started":
             self._started = news
@@ -402,26 +404,17 @@ class Incidents:
         room = NOTICES - sum(now_s - sent_s < NOTICES_WITHIN_S for sent_s in self._sent_s)
         if not due or room < 1:
             return []
-        if len(due) < room or len(due) == 1:
-            told = self._compose(due, now_s, now_ns)
-        elif now_s < self._digest_after_s:
-            return []
-        else:
-            self._digest_after_s = now_s + NOTICES_WITHIN_S
-            told = self._digest(self._compose(due, now_s, now_ns), now_ns)
+        singly = len(due) if len(due) < room or len(due) == 1 else room // 2
+        told = self._compose(due[:singly], now_s, now_ns)
+        told += self._digest(self._compose(due[singly:], now_s, now_ns), now_ns)
         self._sent_s.extend(now_s for _ in told)
         return [one.notice for one in told]
 
     def next_due_s(self, now_s: float) -> float:
         """Return in how many seconds `due` may have something to tell; infinity while nothing waits."""
         at_s = min((one.at_s for one in self._all_due()), default=math.inf)
-        recent_s = [sent_s for sent_s in self._sent_s if now_s - sent_s < NOTICES_WITHIN_S]
-        free_s = recent_s[0] + NOTICES_WITHIN_S if recent_s else math.inf
-        waiting = sum(one.at_s <= now_s for one in self._all_due())
-        if len(recent_s) >= NOTICES:
-            at_s = max(at_s, free_s)
-        elif waiting > 1 and waiting >= NOTICES - len(recent_s):
-            at_s = max(at_s, min(self._digest_after_s, free_s))
+        if len(self._sent_s) == NOTICES:
+            at_s = max(at_s, self._sent_s[0] + NOTICES_WITHIN_S)
         return max(0.0, at_s - now_s)
 
     def _all_due(self) -> list[_Due]:
@@ -437,23 +430,24 @@ class Incidents:
     def _ready_s(self, topic: _Topic) -> float:
         """Return when what waits is told: as soon as nothing of it is open, or what is open has lasted long enough."""
         any_open = any(one.ended_s is None and not _is_urgent(one) for one in topic.waiting.values())
-        ready_s = min(self._ripe_s(topic, one, any_open=any_open) for one in topic.waiting.values())
+        away = self._away()
+        ready_s = min(self._ripe_s(topic, one, away, any_open=any_open) for one in topic.waiting.values())
         return max(ready_s + COLLECT_S, topic.told_s + topic.pace_s)
 
-    def _ripe_s(self, topic: _Topic, trouble: Trouble, *, any_open: bool) -> float:
-        """Return from when a trouble can be told, `any_open` of its sort being open or not."""
+    def _ripe_s(self, topic: _Topic, trouble: Trouble, away: AbstractSet[str], *, any_open: bool) -> float:
+        """Return from when a trouble can be told, while exchanges are `away` and `any_open` of its sort are open."""
         if topic.name == "started":
             return trouble.since_s + (0.0 if self._started is not None else START_WITHIN_S)
         if trouble.ended_s is None:
             return trouble.since_s + (0.0 if _is_urgent(trouble) else topic.tell_after_s)
-        if topic.name == "gap" and (any_open or self._comes_back(_exchange(trouble))):
+        if topic.name == "gap" and (any_open or _exchange(trouble) in away):
             return max(trouble.ended_s, trouble.since_s + GAP_OPEN_S)
         return trouble.ended_s
 
-    def _comes_back(self, exchange: str) -> bool:
-        """Tell whether an exchange's connection was told as lost and not yet as back, which tells of the gap, too."""
+    def _away(self) -> AbstractSet[str]:
+        """Return the exchanges that were told as not connected and not yet as back, which tells of their gaps, too."""
         outages = self._topics.get("outage")
-        return outages is not None and any(key.partition(" ")[0] == exchange for key in outages.told)
+        return frozenset(key.partition(" ")[0] for key in outages.told) if outages is not None else frozenset()
 
     def _over_s(self, topic: _Topic, group: _Group) -> float:
         """Return when the end of a group is told; that a connection is back, when its gaps have shown (rule 4)."""
@@ -484,11 +478,11 @@ class Incidents:
 
     def _tell_new(self, topic: _Topic, now_s: float, now_ns: int, *, at_the_end: bool = False) -> _Told | None:
         """Tell what waits and is ripe; what is open of it now stands as told."""
-        any_open = any(one.ended_s is None for one in topic.waiting.values())
+        away = self._away()
         chosen = {
             key: one
             for key, one in topic.waiting.items()
-            if at_the_end or self._ripe_s(topic, one, any_open=any_open and one.ended_s is None) <= now_s
+            if at_the_end or self._ripe_s(topic, one, away, any_open=False) <= now_s
         }
         if not chosen:
             return None
@@ -539,14 +533,18 @@ class Incidents:
         return self._message(topic, standing, Telling("still", now_s, now_ns), incident)
 
     def _digest(self, told: Sequence[_Told], now_ns: int) -> list[_Told]:
-        """Put many messages into one (rule 5)."""
+        """Put many messages into one (rule 5); what was lost is told in full there, too."""
         if len(told) < 2:  # noqa: PLR2004 - one needs no digest
             return list(told)
         count = sum(one.count for one in told)
         level = max((one.notice.level for one in told), key=_LEVELS.index)
-        lines = tuple(one.notice.title.removeprefix(f"{self.name}: ") + "." for one in told)
+        lines = []
+        for one in told:
+            lines.append(one.notice.title.removeprefix(f"{self.name}: ") + ".")
+            lines += one.notice.lines if one.notice.kind == "lost" else ()
         title = f"{self.name}: {counted(count, 'more incident')} within a short time"
-        return [_Told(Notice("trouble", level, title, lines, self._incident("digest", now_ns), ended=True), count)]
+        incident = self._incident("digest", now_ns)
+        return [_Told(Notice("trouble", level, title, tuple(lines), incident, ended=True), count)]
 
     def _incident(self, what: str, since_ns: int) -> str:
         return f"{self.name}/{what}/{since_ns // 10**9}-{next(self._serial)}"
@@ -645,19 +643,19 @@ class Incidents:
 
     def _counts(self, day: _Day, now_ns: int) -> list[str]:
         """Return what was counted since the last heartbeat."""
-        odd = [
-            f"{event.replace('_', ' ')} {number(count)}"
-            for event, count in sorted(day.events.items())
-            if event not in EVENTS or any(action == "moment" for action, _ in EVENTS[event])
+        rows = [
+            counted(day.gaps, "gap") if day.gaps else "no gap",
+            f"{counted(day.fetched, 'row')} fetched from history" if day.fetched else "",
+            f"{number(day.absent)} never published" if day.absent else "",
+            f"{number(day.lost)} lost" if day.lost else "none lost",
         ]
-        rows = (
-            f"{counted(day.gaps, 'gap')}, {counted(day.fetched, 'row')} fetched from history, "
-            f"{number(day.absent)} never published, {number(day.lost)} lost"
-        )
         breaks = f"{counted(day.outages, 'disconnection')} of {duration(self._disconnected_s)} or longer"
+        odd = [
+            f"{event.replace('_', ' ')} {number(day.events[event])}" for event in sorted(day.events) if _is_odd(event)
+        ]
         return [
-            f"Since {utc(day.since_ns, now_ns)}: {rows}.",
-            f"{breaks}, {number(day.breaks)} shorter.",
+            f"Since {utc(day.since_ns, now_ns)}: {sentence(rows, ', ')}",
+            f"{breaks}, {number(day.breaks)} shorter." if day.outages or day.breaks else "No disconnection.",
             f"Also: {', '.join(odd)}." if odd else "",
         ]
 
@@ -674,6 +672,12 @@ class Incidents:
         day_ns = DAY_S * 10**9
         at_ns = now_ns // day_ns * day_ns + (int(hours) * 60 + int(minutes)) * 60 * 10**9
         return at_ns if at_ns > now_ns else at_ns + day_ns
+
+
+def _is_odd(event: str) -> bool:
+    """Tell whether the heartbeat counts an event by its name: what is neither good news nor counted otherwise."""
+    sorts = [sort for action, sort in EVENTS.get(event, ()) if action in ("moment", "begin") and sort != "outage"]
+    return event not in EVENTS or any(SORTS[sort].level != "info" for sort in sorts)
 
 
 def _key(news: _News) -> str:
@@ -712,4 +716,7 @@ def _is_urgent(trouble: Trouble) -> bool:
 
 def _urgency(due: _Due) -> int:
     """Return a place in the order: what is over last, errors first, and a connection that is back before its gaps."""
-    return (due.group is not None and due.topic.name != "outage") * 10 - _LEVELS.index(due.topic.sort.level)
+    if due.group is not None and due.topic.name != "outage":
+        return len(_LEVELS)
+    is_bad = any(one.account is not None and one.account.is_bad for one in due.topic.waiting.values())
+    return -_LEVELS.index("error" if is_bad else due.topic.sort.level)

@@ -171,29 +171,30 @@ def rows_text(count: int, accounts: Sequence[Missing]) -> str:
     return counted(count, nouns.pop() if len(nouns) == 1 else "row")
 
 
-def title(accounts: Sequence[Missing]) -> str:
-    """Return in one line how many gaps, whose, and how they ended."""
+def title(accounts: Sequence[Missing], *, more: int = 0) -> str:
+    """Return in one line how many gaps, whose, and how they ended; of `more` it is known only that they were."""
     gaps, lost = sum(one.gaps for one in accounts), sum(one.lost for one in accounts)
     waiting = sum(len(one.open) for one in accounts)
-    whose = clean(accounts[0].feed) if len(accounts) == 1 else counted(len(accounts), "feed")
+    whose = f", {clean(accounts[0].feed)}" if len(accounts) == 1 else f" in {counted(len(accounts), 'feed')}"
+    whose += f", and {number(more)} more" if more else ""
     what = "gap" if gaps == 1 else counted(gaps, "gap")
     ended = "filled" if any(one.rows for one in accounts) else "with nothing missing"
     causes = [one for one in accounts if one.cause]
     if lost:
-        return f"{rows_text(lost, accounts)} lost, {whose}"
+        return f"{rows_text(lost, accounts)} lost{whose}"
     if causes and waiting:
-        return f"rows are not safe any more, {whose}"
+        return f"rows are not safe any more{whose}"
     if not waiting:
-        return f"{what} {ended}, {whose}"
+        return f"{what} {ended}{whose}"
     if waiting >= gaps:
-        return f"{what} open, {whose}"
-    return f"{what}, {number(gaps - waiting)} {ended} and {number(waiting)} open, {whose}"
+        return f"{what} open{whose}"
+    return f"{what}, {number(gaps - waiting)} {ended} and {number(waiting)} open{whose}"
 
 
-def lines(accounts: Sequence[Missing], seen: str, *, more: int = 0, all_there: bool = True) -> list[str]:
-    """Return what was missing, `seen` when, and what became of it.
+def lines(accounts: Sequence[Missing], *, seen: str = "", more: int = 0, all_there: bool = True) -> list[str]:
+    """Return what was missing, when that was `seen`, and what became of it.
 
-    `more` feeds are only counted; `all_there` is false where other feeds still miss something.
+    `more` gaps of further feeds are only counted; `all_there` is false where other feeds still miss something.
     """
     first = accounts[0]
     if len(accounts) == 1 and first.gaps == 1:
@@ -202,18 +203,23 @@ def lines(accounts: Sequence[Missing], seen: str, *, more: int = 0, all_there: b
         where = f"{counted(first.gaps, 'gap')} between the {ids_text(first.first_id, first.last_id)}"
     else:
         shown = [f"{clean(one.feed)} ({number(one.ids)})" for one in accounts[:NAMES_SHOWN]]
-        where = names(shown, len(accounts) + more)
+        where = names(shown, len(accounts))
     ids, open_ids = (sum(values) for values in ([a.ids for a in accounts], [a.still_missing for a in accounts]))
     lost = sum(one.lost for one in accounts)
     found = [clean(one.cause) for one in accounts if one.cause][:NAMES_SHOWN]
     found.append(
-        sentence([f"{rows_text(ids, accounts)} missing, {where}, seen {seen}", *_outcome(accounts, ids, open_ids)])
+        sentence(
+            [
+                f"{rows_text(ids, accounts)} missing, {where}" + (f", seen {seen}" if seen else ""),
+                *_outcome(accounts, ids, open_ids),
+            ]
+        )
     )
     for word, chosen in (("Lost", _losses(accounts)), ("Open", _open(accounts))):
         found += [sentence([f"{word}: {text}"]) for text in chosen[:NAMES_SHOWN]]
         if len(chosen) > NAMES_SHOWN:
             found.append(f"{word}, too: {number(len(chosen) - NAMES_SHOWN)} more; the journal has each.")
-    uncounted = sum(one.uncounted for one in accounts)
+    uncounted = sum(one.uncounted for one in accounts) + more
     if uncounted:
         found.append(f"Not counted here: {counted(uncounted, 'further gap')}; the journal has each.")
     if open_ids:
@@ -236,7 +242,8 @@ def _outcome(accounts: Sequence[Missing], ids: int, open_ids: int) -> list[str]:
         f"{clean(source)}" + (f" ({number(count)})" if len(by_source) > 1 else "")
         for source, count in sorted(by_source.items(), key=lambda item: -item[1])
     ]
-    took = f" in {duration(max(one.seconds for one in accounts))}" if any(one.seconds for one in accounts) else ""
+    seconds, several = sum(one.seconds for one in accounts), len(accounts) > 1 or accounts[0].gaps > 1
+    took = (f", {duration(seconds)} in all" if several else f" in {duration(seconds)}") if seconds else ""
     how_many = f"all {number(rows)}" if rows == ids > 1 else number(rows)
     return [
         f"{how_many} fetched from {names(places, len(places))}{took}" if rows else "",

@@ -108,7 +108,7 @@ SORTS: dict[str, Sort] = {
         "a file could not be packed, {subject}",
         "{n} files could not be packed: {subject}",
         "{detail}",
-        "Its rows stay as they are, and packing is tried again. Look at the disk if this comes again.",
+        "The rows stay as they are, and packing is tried again. Look at the disk if this comes again.",
     ),
     "quarantine": Sort(
         "quarantine",
@@ -226,8 +226,6 @@ SORTS: dict[str, Sort] = {
         "{waiting} files ({waiting_bytes}) are not in {subject} yet, {sent} were sent: {reason}",
         "What is not proved to be there stays here. The next run goes on where this one ended; to run it now: "
         "`tickcollect upload`.",
-        "upload works again",
-        "uploads work again",
     ),
     "upload_done": Sort(
         "upload",
@@ -311,8 +309,8 @@ EVENTS: dict[str, tuple[tuple[Action, str], ...]] = {
     "uploaded": (),
     "deleted": (),
     "name_taken": (("moment", "name_taken"),),
-    "upload_done": (("end", "upload"), ("moment", "upload_done")),
-    "upload_failed": (("begin", "upload"),),
+    "upload_done": (("moment", "upload_done"),),
+    "upload_failed": (("moment", "upload"),),
     "channel_failed": (("begin", "channel"),),
     "channel_again": (("end", "channel"),),
     "stopped": (),

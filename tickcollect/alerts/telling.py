@@ -93,11 +93,15 @@ def _say_plainly(sort: Sort, troubles: Sequence[Trouble], telling: Telling) -> S
     template = (sort.over if count == 1 else sort.over_many) if is_over else (sort.one if count == 1 else sort.many)
     title = template.format(subject=whose, n=number(count))
     lines = []
+    if is_over:
+        seen = max(one.times for one in shown)
+        often = f", and was seen {number(seen)} times" if seen > 1 else ""
+        lines.append(f"It lasted {_lasted(shown, telling)}, {_from_to(shown, telling)}{often}.")
     for one in shown[:NAMES_SHOWN]:
         times = f" ({number(one.times)} times)" if one.times > 1 and len(shown) > 1 else ""
-        lines.append((f"{one.subject}{times}: " if len(shown) > 1 else "") + one.detail)
+        whose = f"{one.subject}{times}: " if len(shown) > 1 else "It was: " if is_over else ""
+        lines.append(whose + one.detail)
     if is_over:
-        lines.append(f"That was {_from_to(shown, telling)}.")
         return Said(sort.kind, "info", title, tuple(lines), count)
     if sort.over:
         lines.append(f"Since {utc(min(one.since_ns for one in shown), telling.now_ns)}.")
@@ -118,8 +122,8 @@ LATE_S = 60.0
 def _say_gap(_: Sort, troubles: Sequence[Trouble], telling: Telling) -> Said:
     """Say what is or was missing, and what became of it."""
     accounts = [account_of(one) for one in troubles]
-    title = missing.title(accounts)
-    lines = missing.lines(accounts, _seen(troubles, telling), more=telling.more)
+    title = missing.title(accounts, more=telling.more)
+    lines = missing.lines(accounts, seen=_seen(troubles, telling), more=telling.more)
     if telling.phase == "over":
         lines.append(f"It was open for {_lasted(troubles, telling)}.")
     elif telling.phase == "still":
@@ -148,7 +152,7 @@ def _say_outage(sort: Sort, troubles: Sequence[Trouble], telling: Telling) -> Sa
     lasted, count = _lasted(shown, telling), len(troubles) + telling.more
     if not gone:
         attempts = counted(sum(one.times for one in troubles), "attempt")
-        lines = [f"Not connected {_from_to(troubles, telling)}: {what}, {attempts} to connect.", *_missed(telling)]
+        lines = [f"Not connected {_from_to(troubles, telling)}: {what}, {attempts} failed.", *_missed(telling)]
         return Said(sort.kind, "info", f"{whose} connected again after {lasted}", tuple(lines), count)
     title = f"{whose} not connected, {streams}"
     since = utc(min(one.since_ns for one in gone), telling.now_ns)
@@ -168,7 +172,7 @@ def _missed(telling: Telling) -> list[str]:
     lines = []
     if telling.missed:
         lines = [f"Missed meanwhile: {missing.title(telling.missed)}."]
-        lines += missing.lines(telling.missed, "afterwards", all_there=not telling.missed_open)
+        lines += missing.lines(telling.missed, all_there=not telling.missed_open)
     if telling.missed_open:
         lines.append(f"{counted(telling.missed_open, 'feed')} still wait for history; you will be told.")
     return lines
@@ -243,6 +247,7 @@ _FORMS: dict[str, Callable[[float], str]] = {
     "last_id": identity,
     "exchange_id": identity,
     "id": identity,
+    "offset_ms": lambda value: number(abs(value)),
     "code": identity,
 }
 """How a number reads, by its name; others read with their thousands set apart."""
@@ -268,4 +273,4 @@ def _lasted(troubles: Sequence[Trouble], telling: Telling) -> str:
 
 def _from_to(troubles: Sequence[Trouble], telling: Telling) -> str:
     first_ns, last_ns = min(one.since_ns for one in troubles), max(one.ended_ns for one in troubles)
-    return f"{span(first_ns, last_ns, telling.now_ns)} ({_lasted(troubles, telling)})"
+    return span(first_ns, last_ns, telling.now_ns)
