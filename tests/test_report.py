@@ -188,6 +188,9 @@ def test_growing_day_is_counted_to_its_last_whole_row(made: Made) -> None:
     assert (feed.rows, feed.files.open) == (20, 1)
     assert feed.ids is not None
     assert (feed.ids.last, feed.ids.ends) == (30, "running")
+    assert show(made.report(last="today"), None).startswith(
+        "● 2026-11-21: complete so far\n  So far every ID of the feed"
+    )
 
 
 def test_csv_without_a_whole_row_counts_nothing(whole: Made) -> None:

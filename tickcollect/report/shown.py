@@ -77,7 +77,7 @@ def headline(report: Report) -> str:
     period = report.days[0] if len(report.days) == 1 else f"{report.days[0]} to {report.days[-1]}"
     bad = sum(not feed.in_order for feed in report.feeds)
     if report.verdict != "incomplete":
-        return f"{period}: {report.verdict}"
+        return f"{period}: {report.verdict}{' so far' if _running(report) else ''}"
     if len(report.days) == 1:
         return f"{period}: NOT complete, {bad:,} of {_plural(len(report.feeds), 'feed')}"
     days = len({feed.day for feed in report.feeds if not feed.in_order})
@@ -99,8 +99,8 @@ def _proved(report: Report) -> Iterator[str]:
         of = "the feed" if len(names) == 1 else f"the {len(names):,} feeds"
         places = {place for feed in feeds if feed.ids is not None for place in (feed.ids.begins, feed.ids.ends)}
         joined = ", without a break to the days before and after" if places <= {"follows", "followed"} else ""
-        so_far = " so far" if "running" in places else ""
-        yield f"Every ID of {of}{so_far} is in the files{joined}: {rows}."
+        every = "So far every" if _running(report) else "Every"
+        yield f"{every} ID of {of} is in the files{joined}: {rows}."
         return
     missing = sum(feed.ids.missing_total for feed in report.feeds if feed.ids is not None)
     silent = sum(feed.state == "missing" for feed in report.feeds)
@@ -109,6 +109,11 @@ def _proved(report: Report) -> Iterator[str]:
     parts += [f"{_plural(silent, 'market')} without a row"] if silent else []
     parts += [f"{_plural(unproved, 'feed')} without proof of the day's end"] if unproved else []
     yield f"{', '.join(parts)}; {rows} are there."
+
+
+def _running(report: Report) -> bool:
+    """Tell whether the last day is not over."""
+    return any(feed.ids is not None and feed.ids.ends == "running" for feed in report.feeds)
 
 
 def _gaps(report: Report) -> Iterator[str]:
@@ -129,7 +134,7 @@ def _delivery(report: Report) -> Iterator[str]:
     sealed, packed = sum(each.sealed for each in files), sum(each.size for each in files)
     told = f"{_plural(sealed + sum(each.open for each in files), 'file')}, {size(packed)}"
     waiting = [name for each in files for name in each.not_uploaded]
-    if any(each.uploaded is not None for each in files):
+    if sealed and any(each.uploaded is not None for each in files):
         stores = f" to {', '.join(report.stores)}" if report.stores else ""
         told += (
             f"; {len(waiting):,} of {sealed:,} not uploaded yet" if waiting else f"; all sealed ones uploaded{stores}"
