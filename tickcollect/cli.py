@@ -105,6 +105,24 @@ def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> No
     sys.exit(max(verdict.health for verdict in verdicts))
 
 
+@main.command("alert-test", short_help="Send one message to each channel for alerts.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="[default: config.json, if it is there]")
+def alert_test(config_path: Path | None) -> None:
+    """Send one message to each channel for alerts, and say what went wrong where.
+
+    0 all were sent, 1 a channel failed, 2 no channel is configured, or a mistake in the configuration.
+    """
+    from tickcollect.alerts import post  # noqa: PLC0415
+
+    config = _config(config_path, (), {}, needs_feeds=False)
+    with _failures_told():
+        results = post.try_channels(config)
+    if not results:
+        raise click.UsageError("no channel: set TELEGRAM_TOKEN and TELEGRAM_CHAT_ID, or ALERT_URLS, in config.json")
+    say(*(str(result) for result in results))
+    sys.exit(0 if all(result.ok for result in results) else EXIT_FAILED)
+
+
 @main.command(
     short_help="Report what was collected, whether it is whole, and what is missing.",
     epilog="""\b
