@@ -24,9 +24,9 @@ All calls come from one thread. `now_s` is a clock that never steps, `now_ns` th
 import itertools
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tickcollect.alerts.missing import Missing
@@ -94,7 +94,6 @@ class _Group:
     """Troubles that were told in one message and are not all over, or whose end is not told."""
 
     incident: str
-    since_s: float
     open: int = 0
     ended_s: float | None = None
     troubles: dict[str, Trouble] = field(default_factory=dict)
@@ -285,7 +284,7 @@ class Incidents:
             if topic.sort.over and line:
                 trouble.detail = line_of(line, news.subject, news.facts)
             return trouble
-        if len(topic.waiting) >= TROUBLES_KEPT and news.event != "started":
+        if len(topic.waiting) + len(topic.told) >= TROUBLES_KEPT and news.event != "started":
             topic.more += 1
             return None
         is_shown = topic.sort.over or topic.name == "started" or len(topic.waiting) < NAMES_SHOWN
@@ -508,7 +507,7 @@ class Incidents:
             topic.standing_s, topic.reminders = now_s, 0
         if len(topic.groups) < GROUPS_KEPT:
             first_ns = min(one.since_ns for one in fresh.values())
-            topic.groups.append(_Group(self._incident(topic.name, first_ns), now_s))
+            topic.groups.append(_Group(self._incident(topic.name, first_ns)))
         group = topic.groups[-1]
         group.troubles |= fresh
         group.open += len(fresh)
@@ -516,12 +515,10 @@ class Incidents:
         return group
 
     def _tell_over(self, topic: _Topic, group: _Group, now_s: float, now_ns: int) -> _Told:
-        missed, missed_open = self._missed_meanwhile(group) if topic.name == "outage" else ([], 0)
         topic.groups.remove(group)
         for key in group.troubles:
             del topic.told[key]
-        telling = Telling("over", now_s, now_ns, missed=missed, missed_open=missed_open)
-        return self._message(topic, list(group.troubles.values()), telling, group.incident)
+        return self._message(topic, list(group.troubles.values()), Telling("over", now_s, now_ns), group.incident)
 
     def _tell_again(self, topic: _Topic, now_s: float, now_ns: int) -> _Told | None:
         standing = topic.standing()
@@ -530,7 +527,8 @@ class Incidents:
         if not standing:
             return None
         incident = next(group.incident for group in topic.groups if group.open)
-        return self._message(topic, standing, Telling("still", now_s, now_ns), incident)
+        more, topic.more = topic.more, 0
+        return self._message(topic, standing, Telling("still", now_s, now_ns, more), incident)
 
     def _digest(self, told: Sequence[_Told], now_ns: int) -> list[_Told]:
         """Put many messages into one (rule 5); what was lost is told in full there, too."""
@@ -550,20 +548,23 @@ class Incidents:
         return f"{self.name}/{what}/{since_ns // 10**9}-{next(self._serial)}"
 
     def _message(self, topic: _Topic, troubles: Sequence[Trouble], telling: Telling, incident: str) -> _Told:
-        said = say(topic.name, troubles, telling)
         is_over = all(one.ended_s is not None for one in troubles)
+        if is_over and topic.name == "outage":
+            missed, missed_open = self._missed_meanwhile(troubles)
+            telling = replace(telling, missed=missed, missed_open=missed_open)
+        said = say(topic.name, troubles, telling)
         notice = Notice(said.kind, said.level, f"{self.name}: {said.title}", said.lines, incident, is_over)
         return _Told(notice, said.count)
 
-    def _missed_meanwhile(self, group: _Group) -> tuple[list[Missing], int]:
-        """Take the gaps that an outage left out of what waits to be told, and count the feeds whose gap is open."""
+    def _missed_meanwhile(self, outages: Collection[Trouble]) -> tuple[list[Missing], int]:
+        """Take the gaps that outages left out of what waits to be told, and count the feeds whose gap is open."""
         topic = self._topic("gap")
-        exchanges = {one.subject for one in group.troubles.values()}
+        exchanges, since_s = {one.subject for one in outages}, min(one.since_s for one in outages)
         missed = {key: one for key, one in topic.waiting.items() if _exchange(one) in exchanges}
         settled = [
             key
             for key, one in missed.items()
-            if one.ended_s is not None and one.since_s >= group.since_s and not account_of(one).is_bad
+            if one.ended_s is not None and one.since_s >= since_s and not account_of(one).is_bad
         ]
         open_feeds = sum(one.ended_s is None for one in missed.values())
         return [account_of(topic.waiting.pop(key)) for key in settled], open_feeds
