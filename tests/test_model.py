@@ -34,6 +34,8 @@ from tickcollect.collector import Collector
 from tickcollect.config import Config
 from tickcollect.exchanges.binance import ExchangeInfo
 from tickcollect.feed import Batch
+from tickcollect.happenings import Happenings
+from tickcollect.journal import Journal
 from tickcollect.rest import Rest, UnreachableError
 from tickcollect.segments import FeedPath, open_csv
 from tickcollect.venues import venues
@@ -148,7 +150,8 @@ class Machine(RuleBasedStateMachine):
             {"data_dir": self.root, "collect": [entry], "rotate_size": 1000, "gap_patience_s": 0.0}
         )
         venue = venues(config)[0]
-        self.collector = Collector(config, [(venue, ExchangeInfo({"BTCUSDT": "TRADING"}, 6000))])
+        happenings = Happenings(Journal(self.root / "journal.jsonl"))
+        self.collector = Collector(config, [(venue, ExchangeInfo({"BTCUSDT": "TRADING"}, 6000))], happenings)
         await self.collector.open()
         self.feed = self.collector.feeds[0]
         rest = cast("Rest", self.published)

@@ -55,7 +55,7 @@ LAYOUT: dict[str, set[str]] = {
     },
     # what a person starts
     "cli": {
-        "", "alerts", "chart", "check", "collector", "config", "dataset", "demo", "files", "journal", "metrics",
+        "", "alerts", "backlog", "chart", "check", "collector", "config", "dataset", "demo", "files", "journal", "metrics",
         "report", "segments", "status", "store", "upload", "venues",
     },
     "demo": {"", "cli", "collector", "config", "dataset", "events", "files"},

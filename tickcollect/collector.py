@@ -18,6 +18,7 @@ Slow work never runs in the event loop: appends have a thread, syncs have one, s
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import os
 import random
@@ -35,6 +36,7 @@ from typing import TypeVar
 from loguru import logger
 
 from tickcollect import __version__, gaps, status
+from tickcollect.alerts.post import Alerts, ChannelState
 from tickcollect.backfill import Account, Backfill, accounts, still_open, unexplained
 from tickcollect.backlog import destination, upload_status
 from tickcollect.config import Config, check_data_dir
@@ -117,14 +119,16 @@ class Summary:
 class Collector:
     """The running parts of one collection."""
 
-    def __init__(self, config: Config, venue_infos: Sequence[tuple[Venue, ExchangeInfo]]) -> None:
+    def __init__(
+        self, config: Config, venue_infos: Sequence[tuple[Venue, ExchangeInfo]], happenings: Happenings
+    ) -> None:
         self.config = config
         self.started_ns = time.time_ns()
         self.started_s = time.monotonic()
         self.state: status.State = "starting"
         self.inbox = Inbox(config.queue_rows)
-        self.happenings = Happenings(Journal(config.data_dir / "journal.jsonl"))
-        self.tell = self.happenings.tell
+        self.happenings = happenings
+        self.tell = happenings.tell
         self.quarantine = Quarantine(config.data_dir / "quarantine", self.tell, time.time_ns)
         self.feeds: list[Feed] = []
         self.links: dict[LinkState, Venue] = {}
@@ -134,6 +138,7 @@ class Collector:
         self.sealing: asyncio.Queue[tuple[Feed, Segment]] = asyncio.Queue()
         self.sealing_now: asyncio.Future[None] | None = None
         self.upload: status.UploadStatus | None = None
+        self.channels: Callable[[], Iterable[ChannelState]] = tuple
         self.disk_free = 0
         self.disk_low = False
         self.histories: dict[Feed, History] = {}
@@ -186,6 +191,8 @@ class Collector:
             [(state, [feed.meter for feed in self._feeds_of(state)]) for state in self.links],
             time.time_ns,
         )
+        self.measured.look(self._loop.time())
+        self._look_at_disk()
         self.tell("started", PROGRAM, feeds=len(self.feeds), data_dir=str(self.config.data_dir))
 
     def _open_venue(self, venue: Venue, info: ExchangeInfo) -> None:
@@ -588,7 +595,8 @@ class Collector:
         verdict = status.judge(self.snapshot(), time.time_ns(), pid_alive=True)
         received = sum(state.messages for state in self.links)
         waiting = self.inbox.waiting
-        return Signs(self.state, verdict.summary, waiting, received - waiting, bool(self.writer.disk_trouble))
+        text = "; ".join((verdict.summary, *verdict.troubles))
+        return Signs(self.state, text, waiting, received - waiting, bool(self.writer.disk_trouble))
 
     def snapshot(self) -> status.Snapshot:
         """Return the present state for the status file and the live view."""
@@ -611,6 +619,7 @@ class Collector:
             disk_hours_left=self._disk_hours_left(now_s),
             problems=self._problems(),
             upload=self.upload,
+            channels=[status.ChannelStatus(**dataclasses.asdict(channel)) for channel in self.channels()],
             messages_per_s=self._rate("", sum(state.messages for state in self.links), now_s),
         )
 
@@ -709,18 +718,25 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
     newest: deque[status.Snapshot] = deque(maxlen=1)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_metrics_served(config, lambda: newest[0] if newest else None))
+        happenings = Happenings(Journal(config.data_dir / "journal.jsonl"))
+        alerts = _alerts(config, happenings, newest)
+        if alerts is not None:
+            stack.push_async_callback(asyncio.to_thread, alerts.stop)
         found = []
         for venue in venues(config):
             stack.push_async_callback(venue.rest.close)
-            info = await _unless_stopped(ask_symbols(venue), stop)
+            info = await _unless_stopped(ask_symbols(venue, happenings.tell), stop)
             if info is None:
                 return Summary(0, 0, 0, 0, 0, 0, 0, (), 0.0)
             check_symbols(venue, info)
             venue.budget.limit = info.weight_per_minute
             found.append((venue, info))
         check_data_dir(config.data_dir)
-        collector = Collector(config, found)
+        collector = Collector(config, found, happenings)
         stack.push_async_callback(collector.release)
+        if alerts is not None:
+            collector.channels = alerts.states
+            stack.push_async_callback(asyncio.to_thread, alerts.stop)  # before the journal is closed
         await collector.open()
         async with _status_kept(collector, newest), _supervised(collector, stop):
             try:
@@ -731,6 +747,26 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
             finally:
                 summary = await collector.close()
         return summary
+
+
+def _alerts(config: Config, happenings: Happenings, newest: Sequence[status.Snapshot]) -> Alerts | None:
+    """Begin to tell people what happens, where channels are configured. Raises `ConfigError`."""
+    if not config.telegram_token.get_secret_value() and not config.alert_urls:
+        return None
+
+    def heartbeat() -> str:
+        if not newest:
+            return "it waits for the exchange's list of symbols"
+        verdict = status.judge(newest[0], time.time_ns(), pid_alive=True)
+        return "; ".join((verdict.summary, *verdict.troubles))
+
+    def on_channel(event: str, channel: str, detail: str) -> None:
+        happenings.tell(event, channel, detail=detail)
+
+    alerts = Alerts(config, heartbeat, on_channel)
+    happenings.also = alerts.note
+    alerts.start()
+    return alerts
 
 
 @contextlib.contextmanager

@@ -34,15 +34,20 @@ _SHORTENED = 200
 """Characters that a text keeps in a line that would be too long."""
 
 
+_UNRECORDED = "What happens now is not on record; see whether the disk is full or read-only."
+_MEANING = {
+    "append to": _UNRECORDED,
+    "sync": _UNRECORDED,
+    "read": "What it holds is not known; let this user read it, and see whether the disk is failing.",
+}
+
+
 class JournalError(OSError):
     """The journal could not be written or read; `errno` tells why. Its text is one line for a person."""
 
     def __init__(self, action: str, path: Path, error: OSError) -> None:
         super().__init__(error.errno, error.strerror)
-        self._text = (
-            f"cannot {action} the journal {path}: {error.strerror}. What happens now is not on record; see whether the "
-            "disk is full or read-only."
-        )
+        self._text = f"cannot {action} the journal {path}: {error.strerror}. {_MEANING[action]}"
 
     def __str__(self) -> str:
         return self._text

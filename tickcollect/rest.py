@@ -237,7 +237,7 @@ class Rest:
     ) -> None:
         for name in ("httpx", "httpcore"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        self._base_url = base_url.rstrip("/")
+        self.base_url = base_url.rstrip("/")
         self._host = httpx.URL(base_url).netloc.decode()
         self._budget = budget
         self._clock = clock or Clock()
@@ -294,7 +294,7 @@ class Rest:
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                self._client.stream("GET", self._base_url + path, params=params, headers=headers) as response,
+                self._client.stream("GET", self.base_url + path, params=params, headers=headers) as response,
             ):
                 body = await self._body(response, where)
         except (httpx.RequestError, TimeoutError) as error:

@@ -5,9 +5,9 @@ not list is refused with the nearest names.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
-
-from loguru import logger
+from functools import partial
 
 from tickcollect import __version__
 from tickcollect.config import CollectEntry, Config
@@ -67,24 +67,32 @@ def venues(config: Config) -> list[Venue]:
     return found
 
 
-async def ask_symbols(venue: Venue) -> ExchangeInfo:
+async def ask_symbols(venue: Venue, tell: Callable[..., None]) -> ExchangeInfo:
     """Return the exchange's list of symbols, trying again with patience where that can help.
 
-    Raises `StartError` where it cannot.
+    `tell` is told of each failure, and of the success after failures, as of a connection. Raises `StartError` where
+    trying again cannot help.
     """
     market = venue.market
-    delay_s = 2.0
+    told = partial(tell, link="list of symbols", url=venue.rest.base_url, streams=len(venue.feeds))
+    delay_s, failures = 2.0, 0
     while True:
         try:
             body = await venue.rest.get(
                 f"{market.rest_prefix}/exchangeInfo", weight=market.exchange_info_weight, retry_delays_s=()
             )
-            return exchange_info(market, body)
+            info = exchange_info(market, body)
         except (BlockedError, BadRequestError) as error:
             raise StartError(f"{market.name}: {error}") from error
         except (RestError, ValueError) as error:
             wait_s = max(delay_s, getattr(error, "retry_after_s", None) or 0.0)
-            logger.error("{}: {} Next attempt in {:.0f} s.", market.name, error, wait_s)
+            reason = str(error).rstrip(".")
+            told("cannot_connect", market.name, reason=reason, remedy="", retry_in_s=round(wait_s))
+            failures += 1
+        else:
+            if failures:
+                told("connected", market.name)
+            return info
         await asyncio.sleep(wait_s)
         delay_s = min(delay_s * 2, 60.0)
 
