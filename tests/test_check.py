@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from channels.bot_api import CHAT, TOKEN, BotApi
+from channels.web import serving
 from click.testing import CliRunner
 from conftest import Exchange, Programs, exchange, rows_told
 from stores.bad import Manners, careless
@@ -74,12 +76,12 @@ def configured(served_at: Exchange, *symbols: str, stream: str = "", **keys: Any
 
 
 def checked(keys: dict[str, Any], *options: str) -> tuple[int, list[dict[str, str]]]:
-    """Write the configuration, check it by the command, and return exit code and findings."""
+    """Write the configuration, check it by the command, without messages unless asked, and return code and findings."""
     path = Path("config.json")
     if not path.exists():
         path.touch(0o600)
     path.write_text(json.dumps(keys))
-    result = CliRunner().invoke(main, ["check", "--json", "--no-send", *options])
+    result = CliRunner().invoke(main, ["check", "--json", *(options or ("--no-send",))])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.output
     return result.exit_code, json.loads(result.stdout)["findings"]
 
@@ -100,7 +102,7 @@ def not_well(findings: list[dict[str, str]]) -> list[dict[str, str]]:
 def test_all_well_is_told_and_nothing_is_left_behind(tmp_path: Path) -> None:
     """Where all is well the exit code is 0, every part was looked at, and no file or directory has appeared."""
     (tmp_path / "backup").mkdir()
-    with served() as spot, served("binance-futures") as futures, free_port() as port:
+    with served() as spot, served("binance-futures") as futures, free_port() as port, serving(api := BotApi()):
         keys = configured(
             spot,
             "BTCUSDT",
@@ -109,13 +111,26 @@ def test_all_well_is_told_and_nothing_is_left_behind(tmp_path: Path) -> None:
             LOG_FILE="run.log",
             METRICS_PORT=port,
             BINANCE_API_KEY=KEY,
+            **telegram(api),
         )
         keys["COLLECT"] += configured(futures, stream="trade")["COLLECT"]
         code, findings = checked(keys)
         asked_with_key = [request for request in futures.server.requests if "x-mbx-apikey" in request.headers]
     assert code == 0
-    assert not_well(of(findings, "alerts") and [each for each in findings if each["area"] != "alerts"]) == []
-    areas = {"config", "data", "disk", "limits", "collector", "exchange", "clock", "streams", "history", "store"}
+    assert not_well(findings) == []
+    areas = {
+        "config",
+        "data",
+        "disk",
+        "limits",
+        "collector",
+        "exchange",
+        "clock",
+        "streams",
+        "history",
+        "store",
+        "alerts",
+    }
     assert {each["area"] for each in findings} >= areas | {"schedule", "metrics", "log"}
     assert [each["found"].partition(" within")[0] for each in of(findings, "streams", "ok")] == [
         "BTCUSDT, ETHUSDT: a live message of each",
@@ -142,12 +157,12 @@ def test_a_person_reads_lines_that_fit(programs: Programs) -> None:
         ended = programs.run("check", "--config", config, "--no-send", env=surroundings)
     assert ended.code == 1
     assert ended.out.isascii()
-    assert all(len(line) <= 60 and line == line.rstrip() for line in ended.out.splitlines())
+    assert [line for line in ended.out.splitlines() if len(line) > 60 or line != line.rstrip()] == []
     text = " ".join(ended.out.split())
     assert "FAIL exchange binance trade: BTCUSTD is not a symbol of this exchange; did you mean BTCUSDT?" in text
     assert "-> Correct it in COLLECT, or take it out" in text
     assert "????USDT is not a symbol" in text
-    assert ended.out.splitlines()[-1].startswith("Not ready: 2 things to do before leaving it alone")
+    assert text.endswith(" Not ready: 2 things to do before leaving it alone, and 1 warning.")
     assert ended.err == ""
 
 
@@ -328,7 +343,7 @@ def test_what_is_wrong_with_an_exchange_is_told_with_what_to_do(case: str, monke
     monkeypatch.setattr(exchange_checks, "LATE_WITHIN_S", 0.2)
     name, options, keys, area, level, found, remedy = EXCHANGES[case]
     with served(name, **options) as running:
-        code, findings = checked(configured(running, **keys), "--wait", "1.5")
+        code, findings = checked(configured(running, **keys), "--no-send", "--wait", "1.5")
     told = of(findings, area, level)
     assert len(told) == 1, findings
     assert found in told[0]["found"]
@@ -343,7 +358,7 @@ def test_a_quiet_market_is_well() -> None:
     start_ms = int(time.time() * 1000) - 150_000
     quiet = GeneratedMarket("binance", start_ms, symbols=1, activity=5, duration_s=0.001)
     with exchange(quiet, speed=1, behaviour=SILENT) as running:
-        code, findings = checked(configured(running), "--wait", "1")
+        code, findings = checked(configured(running), "--no-send", "--wait", "1")
     assert code == 0
     (told,) = of(findings, "streams")
     assert told["level"] == "ok"
@@ -355,7 +370,7 @@ def test_silence_without_a_clock_is_unclear() -> None:
     behaviour = answering("/time", HTTPStatus.NOT_FOUND, "{}")
     behaviour.message = lambda *_: []
     with served(behaviour=behaviour) as running:
-        code, findings = checked(configured(running), "--wait", "1")
+        code, findings = checked(configured(running), "--no-send", "--wait", "1")
     assert code == 0
     (told,) = of(findings, "streams")
     assert told["level"] == "warn"
@@ -373,10 +388,10 @@ def test_what_cannot_be_connected_is_not_asked_for_ever() -> None:
         return refusal[0] if refusal else None
 
     with served(behaviour=Behaviour(handshake=answered, message=lambda *_: [Cut()])) as running:
-        checked(configured(running), "--wait", "20")
+        checked(configured(running), "--no-send", "--wait", "20")
         assert len(handshakes) == 3
         refusal.append(Answer(HTTPStatus.FORBIDDEN, b""))
-        checked(configured(running), "--wait", "20")
+        checked(configured(running), "--no-send", "--wait", "20")
         assert len(handshakes) == 4
 
 
@@ -693,6 +708,57 @@ def test_a_bucket_is_asked_and_nothing_is_put_there() -> None:
     assert all(secret not in json.dumps(findings) for secret in STORE_KEYS.values())
 
 
+# --- The channels --------------------------------------------------------------------------------------------------
+
+
+def telegram(api: BotApi, **keys: Any) -> dict[str, Any]:
+    """Return the configuration of a Telegram channel."""
+    return {"TELEGRAM_TOKEN": api.token, "TELEGRAM_CHAT_ID": CHAT, "TELEGRAM_API_URL": api.address, **keys}
+
+
+def test_each_channel_gets_one_message_unless_told_not_to() -> None:
+    """A message proves that people would hear; with --no-send the channel is asked and hears nothing."""
+    with served() as running, serving(api := BotApi()):
+        code, findings = checked(configured(running, **telegram(api)), "--wait", "30")
+        (told,) = of(findings, "alerts")
+        assert (code, told["level"], told["found"]) == (0, "ok", "a message was sent")
+        assert len(api.messages) == 1
+        assert api.messages[0].chat == CHAT
+        code, findings = checked(configured(running, **telegram(api)), "--no-send")
+        assert [each["level"] for each in of(findings, "alerts")] == ["ok"]
+        assert len(api.messages) == 1
+        assert api.methods()[-1] == "getMe"
+    assert TOKEN not in json.dumps(findings)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what apprise imports to look for a service
+@pytest.mark.parametrize("option", ["--no-send", "--wait=30"])
+def test_a_channel_that_does_not_take_messages_is_told(option: str) -> None:
+    """A wrong token and a URL that says nothing are each told with what to do, and without a secret."""
+    wrong = TOKEN.replace("Planted", "planted")
+    with served() as running, serving(api := BotApi()):
+        keys = configured(running, **telegram(api, TELEGRAM_TOKEN=wrong))
+        code, findings = checked(keys, option)
+        (told,) = of(findings, "alerts")
+        assert (code, told["level"]) == (1, "fail")
+        assert "TELEGRAM_TOKEN" in told["remedy"]
+        code, findings = checked({**keys, "ALERT_URLS": [f"mailto://{KEY}"]}, option)
+    (told,) = of(findings, "alerts")
+    assert (code, told["level"], told["subject"]) == (1, "fail", "ALERT_URLS[0]"), told
+    assert told["remedy"]
+    assert wrong not in json.dumps(findings)
+    assert KEY not in json.dumps(findings)
+
+
+def test_that_nobody_would_hear_is_a_warning() -> None:
+    """Without a channel it works, and nobody hears of trouble for a month."""
+    with served() as running:
+        code, findings = checked(configured(running))
+    (told,) = of(findings, "alerts")
+    assert (code, told["level"]) == (0, "warn")
+    assert told["remedy"] == "Set TELEGRAM_TOKEN and TELEGRAM_CHAT_ID, or ALERT_URLS"
+
+
 # --- Whatever happens ----------------------------------------------------------------------------------------------
 
 
@@ -707,8 +773,7 @@ def test_what_hangs_or_breaks_is_told_and_keeps_nothing_else_from_being_told(mon
     def break_down(_: Asked) -> Iterator[Finding]:
         raise KeyError(KEY)
 
-    monkeypatch.setattr(check, "HERE_WITHIN_S", 0.2)
-    monkeypatch.setitem(CHECKS, "data", check._here(hang))
+    monkeypatch.setitem(CHECKS, "data", check._here(hang, 0.2))
     monkeypatch.setitem(CHECKS, "disk", check._here(break_down))
     with served() as running:
         code, findings = checked(configured(running))

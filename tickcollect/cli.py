@@ -241,9 +241,8 @@ def check(config_path: Path | None, wait_s: float, no_send: bool, as_json: bool)
         say(looks.encode(findings, time.time_ns()).decode().rstrip())
     else:
         console = Console(highlight=False)
-        for line in looks.lines(findings, console):
+        for line in looks.lines(asked, findings, console):
             console.print(line)
-        say("", looks.closing(asked, findings))
     sys.exit(looks.exit_code(findings))
 
 

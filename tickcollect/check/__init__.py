@@ -21,9 +21,9 @@ from pathlib import Path
 from traceback import extract_tb
 from typing import TypeVar
 
-from tickcollect.check.delivery import look_at_store
+from tickcollect.check.delivery import look_at_channels, look_at_store
 from tickcollect.check.exchange import look_at_exchanges
-from tickcollect.check.findings import FAIL, Asked, Finding, Findings, closing, encode, exit_code, lines
+from tickcollect.check.findings import FAIL, Asked, Finding, Findings, encode, exit_code, lines
 from tickcollect.check.machine import (
     look_at_collectors,
     look_at_config,
@@ -35,22 +35,24 @@ from tickcollect.check.machine import (
     look_at_schedule,
 )
 
-__all__ = ["CHECKS", "Asked", "Finding", "Findings", "check", "closing", "encode", "exit_code", "lines"]
+__all__ = ["CHECKS", "Asked", "Finding", "Findings", "check", "encode", "exit_code", "lines"]
 
 Result = TypeVar("Result")
 
 HERE_WITHIN_S = 15.0
 """For whatever may block."""
+CHANNELS_WITHIN_S = 30.0
+"""They have bounds of their own below this."""
 
 
 Check = Callable[[Asked], Awaitable[Findings]]
 
 
-def _here(look: Callable[[Asked], Iterable[Finding]]) -> Check:
+def _here(look: Callable[[Asked], Iterable[Finding]], within_s: float = HERE_WITHIN_S) -> Check:
     """Return what runs `look`, which may block, in a thread that nobody has to wait for (rule 2)."""
 
     async def check(asked: Asked) -> Findings:
-        async with asyncio.timeout(HERE_WITHIN_S):
+        async with asyncio.timeout(within_s):
             return await _aside(lambda: list(look(asked)))
 
     return check
@@ -78,6 +80,7 @@ CHECKS: dict[str, Check] = {
     "collector": _here(look_at_collectors),
     "exchanges": look_at_exchanges,
     "store": _here(look_at_store),
+    "alerts": _here(look_at_channels, CHANNELS_WITHIN_S),
     "schedule": look_at_schedule,
     "metrics": _here(look_at_metrics),
     "log": _here(look_at_log),

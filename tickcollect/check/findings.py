@@ -89,8 +89,8 @@ def encode(findings: Findings, now_ns: int) -> bytes:
 STYLES = {OK: "green", NOTE: "dim", WARN: "yellow", FAIL: "bold red"}
 
 
-def lines(findings: Findings, console: "Console") -> "Iterator[Text]":
-    """Yield what a terminal of any width and encoding shows: level, area, what was found, and what to do."""
+def lines(asked: Asked, findings: Findings, console: "Console") -> "Iterator[Text]":
+    """Yield what a terminal of any width and encoding shows: each finding and what to do, then what it comes to."""
     from rich.text import Text  # noqa: PLC0415 - takes longer to load than a check
 
     wide = max((len(finding.area) for finding in findings), default=0)
@@ -106,6 +106,10 @@ def lines(findings: Findings, console: "Console") -> "Iterator[Text]":
             line.rstrip()
             yield Text.assemble(head, line)
             head = Text(" " * margin)
+    yield Text()
+    for line in Text(closing(asked, findings)).wrap(console, console.width):
+        line.rstrip()
+        yield line
 
 
 def closing(asked: Asked, findings: Findings) -> str:
