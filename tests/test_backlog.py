@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from conftest import Programs, exchange, status_of
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -23,6 +24,7 @@ from tickcollect.backlog import (
     write_run,
 )
 from tickcollect.config import load
+from tickcollect.dataset.replay import GeneratedMarket
 from tickcollect.status import UploadStatus
 from tickcollect.store import open_store
 
@@ -351,3 +353,22 @@ def test_status_that_cannot_be_known(tmp_path: Path) -> None:
     told = upload_status(tmp_path, STORE)
     assert (told.last_run_ns, told.complete, told.waiting_files) == (None, False, 0)
     assert "does not tell of an upload" in told.failure
+
+
+def test_status_of_a_stopped_collector_knows_the_upload(programs: Programs, tmp_path: Path) -> None:
+    """The nightly upload goes on when no collector runs, so `tickcollect status` looks itself what waits."""
+    data_dir, store = tmp_path / "data", tmp_path / "backup"
+    store.mkdir()
+    env = {"TICKCOLLECT_UPLOAD_TO": f"file://{store}", "TICKCOLLECT_SEAL_AT_STOP": "true"}
+    with exchange(GeneratedMarket("binance", 1_784_000_000_000, symbols=1, activity=60)) as served:
+        run = programs.start("run", "--symbol", "BTCUSDT", "--data-dir", data_dir, *served.addresses, env=env)
+        run.until(lambda: status_of(data_dir).get("upload"))
+        assert run.stop().code == 0
+    assert status_of(data_dir)["upload"]["waiting_files"] == 0
+    waits = programs.run("status", "--data-dir", data_dir)
+    assert (waits.code, "upload: 1 file waiting (" in waits.out) == (2, True)
+    assert programs.run("upload", "--data-dir", data_dir, env=env).code == 0
+    done = programs.run("status", "--data-dir", data_dir)
+    assert re.search(r"upload: nothing waiting, last \d\d:\d\d UTC ok", done.out)
+    (told,) = msgspec.json.decode(programs.run("status", "--data-dir", data_dir, "--json").out)
+    assert (told["upload"]["complete"], told["upload"]["store"]) == (True, f"file://{store}")

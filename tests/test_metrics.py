@@ -321,6 +321,7 @@ def test_few_at_once(server: MetricsServer) -> None:
 
 def test_silent_client_is_dropped(server: MetricsServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that does not ask loses its place after a while."""
+    assert metrics._Handler.timeout == metrics.PATIENCE_S
     monkeypatch.setattr(metrics._Handler, "timeout", 0.01)
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as silent:
         assert silent.recv(1) == b""

@@ -24,9 +24,10 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import msgspec
+from msgspec.structs import replace
 
 from tickcollect.files import FeedPath, NameRefusedError, private, sync_directory
-from tickcollect.status import UploadStatus
+from tickcollect.status import Snapshot, UploadStatus
 
 FILE_NAME = "upload.json"
 STORES_KEPT = 10
@@ -153,6 +154,13 @@ def upload_status(data_dir: Path, to: str) -> UploadStatus:
         oldest_ns=waits.oldest_ns,
         failure=failure,
     )
+
+
+def renewed(data_dir: Path, snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot whose upload is told as it is now: for one whose collector does not look any more."""
+    if snapshot.upload is None:
+        return snapshot
+    return replace(snapshot, upload=upload_status(data_dir, snapshot.upload.store))
 
 
 def _failure(run: UploadRun) -> str:

@@ -97,6 +97,7 @@ def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> No
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
     now_ns = time.time_ns()
+    snapshots = [_with_upload(snapshot, config.data_dir, now_ns) for snapshot in snapshots]
     verdicts = [state.judge(snapshot, now_ns, state.alive(snapshot)) for snapshot in snapshots]
     if as_json:
         click.echo(state.encode(snapshots).decode(), nl=False)
@@ -342,6 +343,15 @@ def _config(
         for warning in warnings(path, os.environ):
             click.echo(f"Warning: {warning}", err=True)
     return config
+
+
+def _with_upload(snapshot: "Snapshot", data_dir: Path, now_ns: int) -> "Snapshot":
+    """Return a snapshot whose upload is that of now also where no collector looks at it any more."""
+    from tickcollect.backlog import renewed  # noqa: PLC0415
+    from tickcollect.status import Health, alive, judge  # noqa: PLC0415
+
+    collects = judge(snapshot, now_ns, alive(snapshot)).health < Health.NOT_COLLECTING
+    return snapshot if collects else renewed(data_dir, snapshot)
 
 
 @contextlib.contextmanager
