@@ -623,7 +623,7 @@ def summary_lines(summary: "Summary", data_dir: Path) -> list[str]:
     missing = f"{summary.missing:,} IDs are missing, see journal.jsonl" if summary.missing else "no ID is missing"
     lines = [f"{summary.rows:,} rows in {summary.seconds:.0f} s; {missing}"]
     if summary.filled:
-        lines.append(f"{summary.filled:,} of them were fetched from the exchange's history ({summary.gaps} gaps)")
+        lines.append(f"{summary.filled:,} of them were fetched from the exchange's history")
     if summary.copies:
         lines.append(f"{summary.copies:,} copies dropped")
     if summary.refused:
