@@ -24,7 +24,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -49,6 +49,8 @@ GROUP_PAUSE_S = 3.2
 """Leaves 19 messages in any 60 s."""
 TELEGRAM_TIMEOUT_S = 5.0
 TELEGRAM_FILE_TIMEOUT_S = 60.0
+TELEGRAM_WITHIN_S = 20.0
+TELEGRAM_FILE_WITHIN_S = 180.0
 APPRISE_WITHIN_S = 30.0
 """What a service has not taken by then is not waited for; its thread may go on."""
 APPRISE_FILES_WITHIN_S = 120.0
@@ -207,7 +209,7 @@ def _host(url: str) -> str:
     except ValueError:
         return ""
     looks_like_one = host == "localhost" or re.fullmatch(
-        r"[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,}|[0-9.]+|[0-9a-f:]+:[0-9a-f:]+", host
+        r"[a-z0-9-]+(\.[a-z0-9-]+)*\.[a-z]{2,}|[0-9]+(\.[0-9]+){3}|[0-9a-f:]+:[0-9a-f:]+", host
     )
     return host if looks_like_one else ""
 
@@ -216,22 +218,25 @@ def _host(url: str) -> str:
 
 _LOUD = ("httpx", "httpcore", "telegram", "apprise")
 
+_CAUSE = re.compile(r"\([0-9]{3}, b?['\"][^'\"]*|\[Errno -?[0-9]+\] [\w ]+|[Tt]imed out|Connection aborted")
+"""The part of an exception's text that a person needs: an answer of a server, or an error of the system."""
+
 _reasons: ContextVar[list[str] | None] = ContextVar("reasons", default=None)
 
 
-class _Reasons(logging.Handler):
-    """Keeps what apprise logs while one message is sent; nothing is shown."""
+def _keep_reason(record: logging.LogRecord) -> bool:
+    """Keep why a message is not sent, and let apprise log nothing: as a filter, this is asked before any handler."""
+    said = _reasons.get()
+    if said is not None:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            said.append(text[: 10 * DETAIL_CHARACTERS])
+        elif "xception" in text:  # some services log it as a detail only
+            said += [re.sub(r"^\(([0-9]+), b?.", r"\1 ", found[0]) for found in _CAUSE.finditer(text)]
+    return False
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Keep a warning, or the exception that some services log as a detail only."""
-        said = _reasons.get()
-        if said is not None:
-            text = record.getMessage()
-            if record.levelno >= logging.WARNING or "xception" in text:
-                said.append(text[: 10 * DETAIL_CHARACTERS])
 
-
-_REASONS = _Reasons()
+_NOTHING = logging.NullHandler()
 
 
 def _quiet_libraries() -> None:
@@ -241,8 +246,10 @@ def _quiet_libraries() -> None:
         logger = logging.getLogger(name)
         logger.propagate = False
         logger.setLevel(logging.WARNING)
-        logger.addHandler(_REASONS)
-    logging.getLogger("apprise").setLevel(logging.DEBUG)
+        logger.addHandler(_NOTHING)  # without any, warnings would be printed
+    apprise = logging.getLogger("apprise")
+    apprise.setLevel(logging.DEBUG)
+    apprise.addFilter(_keep_reason)
 
 
 # --- Telegram ------------------------------------------------------------------------------------------------------
@@ -305,12 +312,12 @@ class Telegram:
         """Send a text or a file by the Bot API's sendMessage or sendDocument."""
         quiet = part.notice.level == "info"
         if not part.files:
-            await self._asked(lambda: self._send_text(_as_html(part.notice, TELEGRAM_TEXT_UNITS), quiet=quiet))
+            text = _as_html(part.notice, TELEGRAM_TEXT_UNITS)
+            await self._asked(self._send_text(text, quiet=quiet), TELEGRAM_WITHIN_S)
             return
         caption = _as_html(part.notice, TELEGRAM_CAPTION_UNITS) if part.has_text else None
         for file in part.files:
-            content = _content(file)
-            await self._asked(lambda: self._send_file(file.name, content, caption, quiet=quiet))  # noqa: B023 - awaited at once
+            await self._asked(self._send_file(file, caption, quiet=quiet), TELEGRAM_FILE_WITHIN_S)
 
     async def _send_text(self, text: str, *, quiet: bool) -> None:
         from telegram import LinkPreviewOptions  # noqa: PLC0415 - see the module's docstring
@@ -323,11 +330,11 @@ class Telegram:
             link_preview_options=LinkPreviewOptions(is_disabled=True),
         )
 
-    async def _send_file(self, name: str, content: bytes, caption: str | None, *, quiet: bool) -> None:
+    async def _send_file(self, file: Path, caption: str | None, *, quiet: bool) -> None:
         await self.bot.send_document(
             self.chat,
-            content,
-            filename=clean(name),
+            _content(file),
+            filename=clean(file.name),
             caption=caption,
             parse_mode="HTML",
             disable_notification=quiet,
@@ -339,7 +346,7 @@ class Telegram:
     async def reach(self) -> None:
         """Ask who the bot is, which proves network, address and token."""
         try:
-            await self._asked(self.bot.get_me)
+            await self._asked(self.bot.get_me(), TELEGRAM_WITHIN_S)
         except ChannelError as error:
             error.unsure = False  # nothing was sent
             raise
@@ -348,20 +355,26 @@ class Telegram:
         """Close the connections."""
         await self.request.shutdown()
 
-    async def _asked(self, ask: Callable[[], Any]) -> None:
+    async def _asked(self, request: Coroutine[Any, Any, object], within_s: float) -> None:
         """Await a request and turn its failure into a `ChannelError`."""
         from telegram.error import ChatMigrated, TelegramError  # noqa: PLC0415 - see the module's docstring
 
         try:
-            await ask()
+            async with asyncio.timeout(within_s):  # the library's own limits let an answer trickle for ever
+                await request
         except ChatMigrated as error:
             self.chat = str(error.new_chat_id)
             detail = f"the group became a supergroup with the number {self.chat}"
             raise ChannelError("moved", detail, f"Put {self.chat} into TELEGRAM_CHAT_ID") from None
         except TelegramError as error:
             raise self._explained(error) from None
-        except (KeyError, TypeError, ValueError) as error:  # an answer that is no answer of the Bot API
-            raise ChannelError("again", f"not an answer of the Bot API ({type(error).__name__})", _NETWORK) from None
+        except TimeoutError:
+            raise ChannelError("again", f"no whole answer within {within_s:.0f} s", _NETWORK, unsure=True) from None
+        except ChannelError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the library trips over an answer that is none of the Bot API
+            detail = f"not an answer of the Bot API ({type(error).__name__})"
+            raise ChannelError("again", detail, _NETWORK, unsure=True) from None
 
     def _explained(self, error: Exception) -> ChannelError:
         """Return what an error of the library means for this chat."""
@@ -434,7 +447,7 @@ def _content(file: Path) -> bytes:
 
 # --- apprise -------------------------------------------------------------------------------------------------------
 
-_STATUS = re.compile(r"(?:error[= :]*|HTTP[ /.0-9]*|\()(\d{3})\b")
+_STATUS = re.compile(r"(?:error[= :]*|HTTP[ /.0-9]*|^)([2-5]\d\d)\b")
 _STATUS_KINDS: dict[int, Failure] = {
     400: "refused", 413: "refused", 422: "refused",
     401: "dead", 403: "dead", 404: "dead", 410: "dead",

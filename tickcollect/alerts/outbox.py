@@ -36,6 +36,8 @@ TOLD_AFTER_SILENCE_S = 30.0
 """A failure is reported after so many attempts, or at once where the service wants a longer silence than this."""
 SENT_IF_UNSURE = 2
 """A message that may have arrived is sent this often in all."""
+MOVES = 3
+"""A channel that moves more often than this does not know where it is."""
 SHOWN_WHOLE = 3
 """As many held-up messages are told with all their lines; more with their titles."""
 TITLES_SHOWN = 40
@@ -119,11 +121,14 @@ class Outbox:
     _in_hand: list[_Letter] = field(default_factory=list)
     """What `_parts` say."""
     _parts: deque[Part] = field(default_factory=deque)
+    _is_begun: bool = False
+    """The service has taken a part of it."""
     _losses: _Losses = field(default_factory=_Losses)
     _losses_in_hand: _Losses = field(default_factory=_Losses)
     _failed_s: float = math.inf
     """When the first of these failures was."""
     _failed_ns: int = 0
+    _moves: int = 0
     _rested_s: float = -math.inf
     """When the pause after the last message is over."""
     _retry_s: float = -math.inf
@@ -146,8 +151,7 @@ class Outbox:
             return
         self._waiting.append(_Letter(notice, now_ns))
         if len(self._waiting) > LETTERS_KEPT:
-            self.dropped += 1
-            self._losses.forgotten[self._waiting.popleft().notice.kind] += 1
+            self._forget(self._waiting.popleft())
 
     def due_s(self) -> float:
         """Return when something may be sent; infinity while nothing waits."""
@@ -159,28 +163,32 @@ class Outbox:
         """Return what is to be sent next, which is due; `sent_now` or `failed` has to follow."""
         if now_s - self._failed_s >= FRESH_S or (self._losses and not self._parts):
             self.gather(now_ns)
-        elif not self._parts:
+        if not self._parts:
             letter = self._waiting.popleft()
             self._hold([letter], letter.notice)
         return self._parts[0]
 
     def gather(self, now_ns: int) -> None:
-        """Make one message of all that waits. Not while a part is on its way."""
+        """Make one message of all that waits, unless one has gone out in part. Not while a part is on its way."""
         letters = [*self._in_hand, *self._waiting]
-        if not letters:
+        if self._is_begun or not letters:
             return
+        for letter in letters[:-LETTERS_KEPT]:
+            self._forget(letter)
+        letters = letters[-LETTERS_KEPT:]
         self._waiting.clear()
         self._losses_in_hand = self._losses.copy()
         self._hold(letters, self._gathered(letters, now_ns))
 
     def hurry(self, now_ns: int) -> None:
-        """Make one message of all that waits and let it go as soon as the service allows. Not while a part is sent."""
+        """Make one message of all that waits, and let it go as soon as the service allows."""
         self.gather(now_ns)
         self._retry_s = -math.inf
 
     def sent_now(self, now_s: float) -> Change | None:
         """Note that the service has what was taken."""
         self._parts.popleft()
+        self._is_begun = True
         self.sent += 1
         if not self._parts:
             self._losses.told(self._losses_in_hand)
@@ -199,7 +207,7 @@ class Outbox:
             case "refused":
                 return self._refused(error, now_s)
             case "moved":
-                return self._moved(error, now_ns)
+                return self._moved(error, now_s, now_ns)
             case "dead":
                 self.give_up(error.detail, now_ns)
                 return Change("channel_failed", f"{_advised(error)}. Until the next start nothing more is sent there")
@@ -218,11 +226,15 @@ class Outbox:
 
     # --- What is in hand --------------------------------------------------------------------------------------------
 
+    def _forget(self, letter: _Letter) -> None:
+        self.dropped += 1
+        self._losses.forgotten[letter.notice.kind] += 1
+
     def _hold(self, letters: list[_Letter], notice: Notice) -> None:
-        self._in_hand, self._parts = letters, deque(self.split(notice))
+        self._in_hand, self._parts, self._is_begun = letters, deque(self.split(notice)), False
 
     def _let_go(self) -> None:
-        self._in_hand, self._parts, self._losses_in_hand = [], deque(), _Losses()
+        self._in_hand, self._parts, self._is_begun, self._losses_in_hand = [], deque(), False, _Losses()
 
     def _gathered(self, letters: Sequence[_Letter], now_ns: int) -> Notice:
         """Put several messages into one, the newest first; one alone stays what it is, with a word on its delay."""
@@ -243,7 +255,7 @@ class Outbox:
         for letter in reversed(letters[-TITLES_SHOWN:]):
             notice = letter.notice
             if failing or notice is not newest:
-                lines.append(f"{utc(letter.at_ns, now_ns)}  {notice.title.removeprefix(f'{self.collector}: ')}")
+                lines.append(f"{utc(letter.at_ns, now_ns)}: {notice.title.removeprefix(f'{self.collector}: ')}")
             lines += notice.lines if len(letters) <= SHOWN_WHOLE else ()
         older = Counter(letter.notice.kind for letter in letters[:-TITLES_SHOWN])
         lines += [f"Before these: {_kinds(older)}."] if older else []
@@ -304,8 +316,13 @@ class Outbox:
             self._let_go()
         return Change("channel_failed", f"one message was given up. {_advised(error)}. It said: {notice.title}")
 
-    def _moved(self, error: ChannelError, now_ns: int) -> Change | None:
+    def _moved(self, error: ChannelError, now_s: float, now_ns: int) -> Change | None:
         """Go on at the new place, and say there what to change."""
+        self._moves += 1
+        if self._moves > MOVES:
+            self.give_up(error.detail, now_ns)
+            return Change("channel_failed", f"it says again and again that it moved. {_advised(error)}")
+        self._rested_s = now_s + self.pause_s
         title = f"{self.collector}: the configuration names an old address"
         self.put(Notice("trouble", "warning", title, (f"{_advised(error)}.",), f"{title}/{now_ns}", ended=True), now_ns)
         return Change("channel_again", _advised(error))

@@ -196,7 +196,8 @@ class Alerts:
     def stop(self, within_s: float = 5.0) -> None:
         """Send what waits, the message of the stop among it, and end. What cannot be sent by then is reported."""
         self._stop_within_s = within_s
-        self._thread.join(within_s + JOINED_WITHIN_S)
+        if self._thread.is_alive():
+            self._thread.join(within_s + JOINED_WITHIN_S)
 
     # --- In the thread ----------------------------------------------------------------------------------------------
 
@@ -226,7 +227,9 @@ class Alerts:
     async def _look(self) -> None:
         """Take what was noted, and tell what is due."""
         clock = self._clock
-        while self._news:
+        for _ in range(NEWS_KEPT // SLICE):
+            if not self._news:
+                break
             for _ in range(min(SLICE, len(self._news))):
                 self._incidents.note(*self._news.popleft())
             await asyncio.sleep(SLICE_PAUSE_S)
