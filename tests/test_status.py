@@ -355,7 +355,7 @@ VERDICTS = {
         True,
         TROUBLE,
         "",
-        (r"the upload of 00:30 UTC is not complete: AWS says the key is expired; 1 file \(3\.40 GB\) waiting$",),
+        (r"the upload of 00:30 UTC is not complete, 1 file \(3\.40 GB\) waiting: AWS says the key is expired$",),
     ),
     "nothing left but a failure": (
         snapshot(upload=upload(waiting_files=0, oldest_ns=None, complete=False, failure="a link")),
@@ -404,7 +404,7 @@ VERDICTS = {
         True,
         TROUBLE,
         "",
-        (r"alerts to slack fail since 12:13 UTC: the token is not valid \(1 message given up\)$",),
+        (r"alerts to slack fail since 12:13 UTC, 1 message given up: the token is not valid$",),
     ),
     "died, and the upload fails": (
         snapshot(upload=upload(complete=False, failure="no bucket"), channels=[FAILING]),
@@ -412,7 +412,7 @@ VERDICTS = {
         False,
         NOT_COLLECTING,
         "died while running",
-        ("the upload of 00:30 UTC is not complete: no bucket",),
+        (r"the upload of 00:30 UTC is not complete, 1 file .*: no bucket",),
     ),
     "stopping": (snapshot(CUT_OFF, state="stopping"), 1, True, TROUBLE, "stopping 1 feed", ()),
     "stopped": (snapshot(state="stopped"), 7200, False, NOT_COLLECTING, r"stopped in order 2 h ago\.", ()),
@@ -505,7 +505,7 @@ def test_upload_and_alerts_where_configured() -> None:
         "alerts: slack failing, telegram ok, ntfy ok",
         "",
     ]
-    assert lines[-1] == "! alerts to slack fail since 12:13 UTC: the token is not valid (1 message given up)"
+    assert lines[-1] == "! alerts to slack fail since 12:13 UTC, 1 message given up: the token is not valid"
 
 
 @pytest.mark.parametrize(

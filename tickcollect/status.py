@@ -507,9 +507,9 @@ def _troubles(snapshot: Snapshot, now_ns: int) -> Iterator[str]:
     yield from _upload_troubles(snapshot, now_ns)
     for channel in snapshot.channels:
         if channel.failing_since_ns is not None:
-            dropped = f" ({_plural(channel.dropped, 'message')} given up)" if channel.dropped else ""
+            dropped = f", {_plural(channel.dropped, 'message')} given up" if channel.dropped else ""
             since = moment(channel.failing_since_ns, now_ns)
-            yield f"alerts to {channel.name} fail since {since}: {channel.error}{dropped}"
+            yield f"alerts to {channel.name} fail since {since}{dropped}: {channel.error}"
     yield from snapshot.problems
 
 
@@ -522,8 +522,8 @@ def _upload_troubles(snapshot: Snapshot, now_ns: int) -> Iterator[str]:
     if not upload.known:
         yield upload.failure
     elif upload.failure:
-        left = f"; {waiting} waiting" if upload.waiting_files else ""
-        yield f"the upload of {moment(upload.last_run_ns or 0, now_ns)} is not complete: {upload.failure}{left}"
+        left = f", {waiting} waiting" if upload.waiting_files else ""
+        yield f"the upload of {moment(upload.last_run_ns or 0, now_ns)} is not complete{left}: {upload.failure}"
     elif _is_past(upload.oldest_ns, now_ns) and (upload.last_run_ns is None or _is_past(upload.last_run_ns, now_ns)):
         last = "none" if upload.last_run_ns is None else moment(upload.last_run_ns, now_ns)
         yield (
