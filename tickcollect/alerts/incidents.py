@@ -240,7 +240,7 @@ class Incidents:
         self._today(now_ns).events[event if event in EVENTS else "of an unknown kind"] += 1
         if event != "stopped" and not EVENTS.get(event):
             return
-        news = _News(event, clean(subject, NAME_LONGEST), facts, now_s, now_ns)
+        news = _News(event, clean(subject, NAME_LONGEST) or "?", facts, now_s, now_ns)
         if event == "started":
             self._started = news
         elif event == "stopped":
@@ -466,6 +466,8 @@ class Incidents:
         told = []
         for one in due:
             message: _Told | None
+            if one.group is not None and one.group.open:
+                continue  # a message before this one told that it goes on
             if one.group is not None:
                 message = self._tell_over(one.topic, one.group, now_s, now_ns)
             elif one.again:

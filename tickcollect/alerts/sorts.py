@@ -241,7 +241,7 @@ SORTS: dict[str, Sort] = {
         "a file was not uploaded, its name is taken, {subject}",
         "{n} files were not uploaded, their names are taken: {subject}",
         "{file}: {detail}",
-        "Nothing was overwritten, and the file stays here. Does another collector write to the same bucket and path?",
+        "Nothing was overwritten, and the file stays here. Look whether another collector writes to the same place.",
     ),
     "channel": Sort(
         "trouble",

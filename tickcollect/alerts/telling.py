@@ -174,7 +174,7 @@ def _missed(telling: Telling) -> list[str]:
         lines = [f"Missed meanwhile: {missing.title(telling.missed)}."]
         lines += missing.lines(telling.missed, all_there=not telling.missed_open)
     if telling.missed_open:
-        lines.append(f"{counted(telling.missed_open, 'feed')} still wait for history; you will be told.")
+        lines.append(f"Still waiting for history: {counted(telling.missed_open, 'feed')}; you will be told.")
     return lines
 
 

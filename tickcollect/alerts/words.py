@@ -7,7 +7,6 @@ Rules:
 2. Times are UTC and say so; the date stands with them only where it is not today's.
 """
 
-import re
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
@@ -18,11 +17,8 @@ NAME_LONGEST = 80
 NAMES_SHOWN = 3
 """Names in a list, before `and 497 more`."""
 
-_UNPRINTABLE = re.compile(
-    "[\\s\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff\ufff0-\uffff"
-    "\ud800-\udfff\U000e0000-\U000e0fff]+"
-)
 _MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86_400
+_TENTHS_BELOW_S = 10
 _LARGEST_NUMBER = 10**24
 
 
@@ -33,7 +29,10 @@ def clean(value: object, longest: int = TEXT_LONGEST) -> str:
     if isinstance(value, list | tuple):
         return names([clean(item, NAME_LONGEST) for item in value[: NAMES_SHOWN + 1]], len(value))[:longest]
     text = value if isinstance(value, str) else str(value)
-    shown = _UNPRINTABLE.sub(" ", text[: longest * 4]).strip()
+    text = text[: longest * 4]
+    if not text.isprintable():
+        text = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    shown = text.strip()
     return shown if len(shown) <= longest else shown[: longest - 1].rstrip() + "…"
 
 
@@ -74,7 +73,8 @@ def duration(seconds: float) -> str:
     if seconds < 0:
         return f"-{duration(-seconds)}"
     if seconds < _MINUTE_S:
-        return f"{seconds:.0f} s" if seconds >= 10 or seconds == int(seconds) else f"{seconds:.1f} s"  # noqa: PLR2004 - tenths matter below ten seconds
+        tenths = round(seconds, 1)
+        return f"{seconds:.0f} s" if tenths >= _TENTHS_BELOW_S or tenths == int(tenths) else f"{tenths} s"
     for unit_s, unit, part_s, part in (
         (_DAY_S, "d", _HOUR_S, "h"),
         (_HOUR_S, "h", _MINUTE_S, "min"),
@@ -104,8 +104,8 @@ def utc(time_ns: int, now_ns: int) -> str:
 
 
 def span(first_ns: int, last_ns: int, now_ns: int) -> str:
-    """Return `02:24:28 UTC` or `02:24:28 to 02:25:00 UTC`."""
-    first, last = utc(first_ns, now_ns), utc(last_ns, now_ns)
-    if first == last:
-        return last
-    return f"{first.removesuffix(' UTC') if first[:-12] == last[:-12] else first} to {last}"
+    """Return `02:24:28 UTC` or `02:24:28 to 02:25:00 UTC`, with the dates where there are two."""
+    first, last = (datetime.fromtimestamp(time_ns // 10**9, UTC) for time_ns in (first_ns, last_ns))
+    if first.date() != last.date():
+        return f"{first:%Y-%m-%d %H:%M:%S} to {last:%Y-%m-%d %H:%M:%S} UTC"
+    return utc(first_ns, now_ns) if first == last else f"{utc(first_ns, now_ns)[:-4]} to {last:%H:%M:%S} UTC"
