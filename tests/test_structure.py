@@ -45,8 +45,7 @@ LAYOUT: dict[str, set[str]] = {
     "store": {"", "config", "files"},
     "upload": {"", "backlog", "config", "files", "happenings", "journal", "status", "store"},
     "check": {
-        "", "alerts", "config", "events", "exchanges", "feed", "files", "rest", "segments", "status", "store",
-        "venues", "watch",
+        "alerts", "config", "events", "exchanges", "feed", "files", "rest", "status", "store", "venues",
     },
     "collector": {
         "", "alerts", "backfill", "backlog", "config", "events", "exchanges", "feed", "files", "gaps", "happenings",
@@ -55,10 +54,11 @@ LAYOUT: dict[str, set[str]] = {
     },
     # what a person starts
     "cli": {
-        "", "alerts", "backlog", "chart", "check", "collector", "config", "dataset", "demo", "files", "journal", "metrics",
-        "report", "segments", "status", "store", "upload", "venues",
+        "", "alerts", "backlog", "chart", "check", "collector", "config", "dataset", "demo", "files", "journal",
+        "metrics", "report", "segments", "status", "store", "terminal", "upload", "venues",
     },
-    "demo": {"", "cli", "collector", "config", "dataset", "events", "files"},
+    "terminal": {"collector", "config", "status"},
+    "demo": {"", "collector", "config", "dataset", "events", "files", "terminal"},
     "__main__": {"cli"},
     # the reading half
     "dataset": {"events", "exchanges", "files", "segments"},
@@ -208,7 +208,7 @@ def test_optional_and_heavy_packages_stay_at_their_border() -> None:
         "apprise": {"alerts"},
         "boto3": {"store"},
         "botocore": {"store"},
-        "click": {"cli", "demo"},
+        "click": {"cli", "demo", "terminal"},
         "prometheus_client": {"metrics"},
         "telegram": {"alerts"},
         "pydantic": {"config"},

@@ -25,7 +25,8 @@ The data's path, and where to read on:
     alerts/     from happenings to messages, once, to each channel;   metrics  for Prometheus;   systemd  signs of life
     store       where files are delivered, and how arrival is proved;   upload  one night's run;   backlog  what waits
     report/     is a day's data whole;   chart  its picture;   check/  everything tried once, before a month alone
-    config      file, environment and command line to one object;   cli, demo  the commands
+    config      file, environment and command line to one object
+    cli, demo   the commands;   terminal  what they are seen in
     dataset/    the reading half, which nothing above imports: replay, a market on this machine
 """
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import click
 
-from tickcollect.cli import live_view, log_to, stop_on_signals, terminal
 from tickcollect.collector import Summary, collect
 from tickcollect.config import Config
 from tickcollect.dataset.replay import GeneratedMarket, Reset, serve
 from tickcollect.events import STREAMS
 from tickcollect.files import open_csv
+from tickcollect.terminal import live_view, log_to, stop_on_signals, terminal
 
 SYMBOLS = 3
 ACTIVITY = 5.0
