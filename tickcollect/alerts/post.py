@@ -22,9 +22,11 @@ import math
 import socket
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from tickcollect.alerts.channels import Channel, ChannelError, open_channels
@@ -205,7 +207,7 @@ class Alerts:
         try:
             asyncio.run(self._live())
         except Exception as error:  # noqa: BLE001 - rule 5: told here, because nobody waits for this thread
-            detail = f"an error in tickcollect ended all alerts of this run: {type(error).__name__}"
+            detail = f"a mistake in tickcollect ended the alerts of this run: {_place(error)}"
             for poster in self._posters:
                 poster.outbox.give_up(detail, self._clock.now_ns())
                 self._on_channel("channel_failed", poster.outbox.channel, detail)
@@ -288,6 +290,14 @@ async def _ended(
         await asyncio.wait(sending)
     for poster in posters:
         await poster.channel.close()
+
+
+def _place(error: BaseException) -> str:
+    """Return what kind of error it was and where, without any value."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    *_, frame = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} in {Path(frame.filename).name}, line {frame.lineno}"
 
 
 # --- At once, for programs that end --------------------------------------------------------------------------------
