@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from tickcollect.report import Report
     from tickcollect.status import Snapshot
     from tickcollect.store import Store
-    from tickcollect.upload import Options
+    from tickcollect.upload import Note, Options
 
 EXIT_FAILED = 1
 EXIT_MISTAKE = 2
@@ -201,11 +201,12 @@ def upload(config_path: Path | None, data_dir: Path | None, to: str | None, **fl
         BusyError: EXIT_IN_USE,
         UploadError: EXIT_FAILED,
     }
-    with _failures_told(codes), _opened_store(config, reads_back=read_back) as store:
+    with _failures_told(codes):
         if dry_run:
-            _show_foreseen(config, store, options)
+            with _opened_store(config, reads_back=read_back) as store:
+                _show_foreseen(config, store, options)
         else:
-            sys.exit(_upload(config, store, options))
+            sys.exit(_upload(config, options, reads_back=read_back))
 
 
 @main.command(
@@ -435,24 +436,43 @@ def _show_foreseen(config: "Config", store: "Store", options: "Options") -> None
     say(f"{store.name}: {len(to_do):,} of {len(found):,} files have something to be done; nothing was done")
 
 
-def _upload(config: "Config", store: "Store", options: "Options") -> int:
-    """Run the upload, tell how it went, and return the exit code."""
+def _upload(config: "Config", options: "Options", *, reads_back: bool) -> int:
+    """Run the upload, tell how it went, here and to the channels, and return the exit code."""
     from random import SystemRandom  # noqa: PLC0415
 
-    from tickcollect.upload import Patience, World, bar, run  # noqa: PLC0415
+    from tickcollect.backlog import destination  # noqa: PLC0415
+    from tickcollect.journal import JournalError  # noqa: PLC0415
+    from tickcollect.store import StoreError  # noqa: PLC0415
+    from tickcollect.upload import Patience, UploadError, World, bar, not_begun, run  # noqa: PLC0415
 
     console = terminal()
     log_to(None, config.log_level, console)  # the collector may have its log file open
     halt = threading.Event()
     halt_on_signals(halt)
     world = World(time.time_ns, time.monotonic, SystemRandom().uniform, halt)
-    with bar(console) if console else contextlib.nullcontext() as progress:
-        outcome = run(config, store, options, world, Patience(config.upload_within_h * 3600), progress)
+    patience = Patience(config.upload_within_h * 3600)
+    try:
+        with _opened_store(config, reads_back=reads_back) as store:
+            with bar(console) if console else contextlib.nullcontext() as progress:
+                outcome = run(config, store, options, world, patience, progress)
+    except (StoreError, UploadError, JournalError) as error:
+        store_name = destination(config.upload_to, config.s3_bucket, config.s3_bucket_path) or "no store"
+        _tell_channels(config, [not_begun(store_name, error)])
+        raise
     say(*outcome.lines())
     say(*(f"Error: {reason}" for reason in outcome.reasons), err=True)
+    _tell_channels(config, outcome.notes())
     if outcome.interrupted:
         return EXIT_AT_ONCE
     return 0 if outcome.complete else EXIT_FAILED
+
+
+def _tell_channels(config: "Config", notes: "Sequence[Note]") -> None:
+    """Tell the channels; one that fails is told here and changes nothing else."""
+    from tickcollect.alerts.post import tell_once  # noqa: PLC0415
+
+    failed = [state for state in tell_once(config, notes) if state.error or state.dropped]
+    say(*(f"Warning: not told to {state.name}: {state.error}" for state in failed), err=True)
 
 
 async def _collect(config: "Config") -> "Summary":

@@ -152,6 +152,7 @@ class Source:
     file: IO[bytes]
     size: int
     mtime_ns: int
+    ctime_ns: int
     went: Callable[[int], None] = lambda _count: None
     look_up: Callable[[], None] = lambda: None
 
@@ -178,7 +179,8 @@ class Source:
     def check(self) -> None:
         """Raise `RefusedError` if the file is not as it was when it was opened."""
         found = os.fstat(self.file.fileno())
-        if (found.st_size, found.st_mtime_ns) != (self.size, self.mtime_ns):
+        # The time of the last change of the entry cannot be set back, as that of the content can.
+        if (found.st_size, found.st_mtime_ns, found.st_ctime_ns) != (self.size, self.mtime_ns, self.ctime_ns):
             raise self._changed()
 
     def digests(self, limits: Limits) -> Digests:
@@ -214,7 +216,7 @@ def open_source(
         raise RefusedError("unreadable", f"{path}: cannot be opened: {error.strerror}") from error
     with os.fdopen(descriptor, "rb", buffering=0) as file:
         found = os.fstat(descriptor)
-        yield Source(path, file, found.st_size, found.st_mtime_ns, went, look_up)
+        yield Source(path, file, found.st_size, found.st_mtime_ns, found.st_ctime_ns, went, look_up)
 
 
 # --- What a store holds --------------------------------------------------------------------------------------------
@@ -272,16 +274,21 @@ def compare(held: Held, digests: Digests) -> tuple[Match, str]:
     """Compare what a store tells with the local file; the text names what agreed, or how they differ.
 
     An ETag is the MD5 of the bytes for most objects, but not with every encryption or store: where it differs while
-    nothing else does, only the bytes themselves can tell. The same holds for parts, which may have been cut elsewhere.
+    nothing else does, only the bytes themselves can tell. The same holds for objects of parts, which may have been cut
+    elsewhere, and for which some stores tell the checksum of the parts as if it were the whole's.
     """
     if held.size != digests.size:
         return Match.OTHER, f"{held.size:,} bytes there, {digests.size:,} here"
-    if held.sha256 and held.sha256 != digests.sha256:
+    of_parts = "-" in held.etag
+    if held.sha256 and held.sha256 != digests.sha256 and not of_parts:
         return Match.OTHER, f"its SHA-256 is {held.sha256[:12]}… there, {digests.sha256[:12]}… here"
-    agreeing = {held.sha256: "SHA-256", held.sha256_of_parts: "SHA-256 of its parts", held.etag: "MD5"}
-    by = [agreeing[ours] for ours in (digests.sha256, digests.sha256_of_parts, *digests.etags) if ours in agreeing]
-    if re.fullmatch("[0-9a-f]{32}", held.etag) and held.etag not in digests.etags:
-        return Match.UNCLEAR, "its ETag differs"
+    md5 = "MD5 of its parts" if of_parts else "MD5"
+    told = {held.sha256: "SHA-256", held.sha256_of_parts: "SHA-256 of its parts", held.etag: md5}
+    ours = (digests.sha256, digests.sha256_of_parts, *digests.etags)
+    etag_differs = re.fullmatch("[0-9a-f]{32}", held.etag) is not None and held.etag not in ours
+    if etag_differs or held.sha256 not in ("", digests.sha256):
+        return Match.UNCLEAR, "a checksum differs"
+    by = [told[one] for one in ours if one in told]
     return (Match.SAME, by[0]) if by else (Match.UNCLEAR, "no checksum that can be compared")
 
 
@@ -666,7 +673,7 @@ def _held(answer: Any, size: int) -> Held:
     encrypted = str(answer.get("ServerSideEncryption", "")).startswith("aws:kms") or "SSECustomerAlgorithm" in answer
     etag = str(answer.get("ETag", "")).strip('"').lower()
     sha256, whole = str(answer.get("ChecksumSHA256", "")), ""
-    if sha256 and "-" not in sha256 + etag:  # an object of parts has no SHA-256 of the whole, whatever a store calls it
+    if sha256 and "-" not in sha256:
         with suppress(binascii.Error):
             whole = base64.b64decode(sha256, validate=True).hex()
     return Held(size, whole, sha256 if "-" in sha256 else "", "" if encrypted else etag)

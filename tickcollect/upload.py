@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from loguru import logger
 
@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Result = TypeVar("Result")
+Note: TypeAlias = tuple[str, str, dict[str, object]]
+"""Something to be told: event, subject, facts."""
 
 LOCK_NAME = ".upload.lock"
 NS_PER_S = 1_000_000_000
@@ -346,6 +348,8 @@ class Outcome:
         groups: dict[str, list[Failure]] = {}
         for failure in self.failures:
             groups.setdefault(failure.kind, []).append(failure)
+        if len(groups) > 1:
+            groups.pop("late", None)  # the time is over because of the others
         lines = [
             group[0].text if len(group) == 1 else f"{group[0].text} (and {len(group) - 1:,} more files)"
             for group in groups.values()
@@ -364,9 +368,9 @@ class Outcome:
             lines.append(f"oldest waiting: {self.waiting[0].file}")
         return lines
 
-    def notes(self) -> list[tuple[str, str, dict[str, object]]]:
-        """Return what is to be told of the run as a whole: event, subject, facts."""
-        notes: list[tuple[str, str, dict[str, object]]] = [("name_taken", feed, facts) for feed, facts in self.taken]
+    def notes(self) -> list[Note]:
+        """Return what is to be told of the run as a whole."""
+        notes: list[Note] = [("name_taken", feed, facts) for feed, facts in self.taken]
         if self.complete:
             facts: dict[str, object] = {
                 "files": self.sent,
@@ -398,6 +402,11 @@ class Outcome:
             failures=self.reasons[:FAILURES_TOLD],
             complete=self.complete,
         )
+
+
+def not_begun(store: str, error: Exception) -> Note:
+    """Return what is to be told of a run that could not begin."""
+    return "upload_failed", store, {"sent": 0, "waiting": 0, "waiting_bytes": 0, "reason": str(error)}
 
 
 def _files(count: int) -> str:
@@ -475,6 +484,7 @@ class Run:
         self._proofs: dict[str, Proof] = {}
         self._most_attempts = 0
         self._may_look = False
+        self._tried = threading.Event()
         self._lock = threading.Lock()
         self.outcome = Outcome(store.name, world.time_ns())
 
@@ -519,12 +529,29 @@ class Run:
         except StoreError as error:
             self._note(Failure("", error.kind, str(error)), error)
             return waiting
+        return self._settle_each(todo, parallel) if todo else []
+
+    def _settle_each(self, todo: list[Item], parallel: int) -> list[Item]:
+        """Settle the smallest file first, alone until it has been tried once: what concerns all files shows on it."""
+        smallest = min(todo, key=lambda item: item.bytes)
+        others = [item for item in todo if item is not smallest]
+        self._tried.clear()
         with ThreadPoolExecutor(parallel, "upload") as threads:
-            there = list(threads.map(self._settle, todo))
-        return [item for item, is_there in zip(todo, there, strict=True) if not is_there]
+            first = threads.submit(self._settle, smallest)
+            self._tried.wait()
+            there = dict(zip(others, threads.map(self._settle, others), strict=True))
+        there[smallest] = first.result()
+        return [item for item in todo if not there[item]]
 
     def _settle(self, item: Item) -> bool:
         """Bring one file to the store, and delete it here if it is due; return whether it is there, as far as known."""
+        try:
+            return self._settled(item)
+        finally:
+            self._tried.set()
+            self._progress.ended(item.file)
+
+    def _settled(self, item: Item) -> bool:
         there = is_known(item, self._proofs.get(item.file))
         if self._world.monotonic_s() > self._deadline_s:
             text = "the time for this run is over (UPLOAD_WITHIN_H); the next run goes on"
@@ -545,7 +572,6 @@ class Run:
         except JournalError as error:
             there = True
             self._note(Failure(item.file, "journal", str(error)), error)
-        self._progress.ended(item.file)
         return there
 
     def _note(self, failure: Failure, error: Exception | None) -> None:
@@ -586,6 +612,7 @@ class Run:
 
     def _tell_waiting(self, error: TemporaryError, attempts: int, wait_s: float) -> None:
         """Say that the store is waited for: once for each round, not for each file."""
+        self._tried.set()
         with self._lock:
             level = "WARNING" if attempts > self._most_attempts else "DEBUG"
             self._most_attempts = max(self._most_attempts, attempts)
@@ -619,8 +646,8 @@ class Run:
         found = self._look(key)
         if isinstance(found, Held):
             by = self._same(key, found, digests)
-            if not is_on_record or (known is not None and known.mtime_ns != item.mtime_ns):
-                self._record(item, key, digests, f"held: {by}", found)
+            if not is_on_record or (known is not None and known.mtime_ns != source.mtime_ns):
+                self._record(item, source, key, digests, f"held: {by}", found)
             self._progress.went(item.bytes)
             return key
         if isinstance(found, CannotTell) and is_on_record:
@@ -639,14 +666,14 @@ class Run:
             proof = arrival(self._store, key, digests, receipt)
         except NameTakenError:
             went.undo()
-            return self._look_at_taken(item, key, digests)
+            return self._look_at_taken(item, source, key, digests)
         except BaseException:
             went.undo()
             raise
         with self._lock:
             self.outcome.sent += 1
             self.outcome.sent_bytes += item.bytes
-        self._record(item, key, digests, proof, receipt.said)
+        self._record(item, source, key, digests, proof, receipt.said)
         return key
 
     def _look(self, key: str) -> Held | Absent | CannotTell:
@@ -662,7 +689,7 @@ class Run:
             raise NameTakenError("name_taken", f"{self._store.name}: {key} is taken by other content ({by}).")
         return by
 
-    def _look_at_taken(self, item: Item, key: str, digests: Digests) -> str:
+    def _look_at_taken(self, item: Item, source: Source, key: str, digests: Digests) -> str:
         """Find out what a name is taken by: the same, when an answer was lost on its way or two runs met."""
         found = self._look(key)
         if isinstance(found, Absent):
@@ -674,17 +701,17 @@ class Run:
             )
         by = self._same(key, found, digests)
         self._progress.went(item.bytes)
-        self._record(item, key, digests, f"held: {by}", found)
+        self._record(item, source, key, digests, f"held: {by}", found)
         return key
 
-    def _record(self, item: Item, key: str, digests: Digests, proof: str, held: Held) -> None:
+    def _record(self, item: Item, source: Source, key: str, digests: Digests, proof: str, held: Held) -> None:
         """Put a delivery on record, safe from power loss. Raises `JournalError`."""
         self._tell(
             "uploaded",
             item.feed_name,
             file=item.file,
             bytes=digests.size,
-            mtime_ns=item.mtime_ns,
+            mtime_ns=source.mtime_ns,
             sha256=digests.sha256,
             store=self._store.name,
             key=key,
@@ -693,7 +720,7 @@ class Run:
         )
         self._journal.sync()
         with self._lock:
-            self._proofs[item.file] = Proof(digests.size, item.mtime_ns, digests.sha256, key, proof)
+            self._proofs[item.file] = Proof(digests.size, source.mtime_ns, digests.sha256, key, proof)
 
     def _tell(self, event: str, subject: str, **facts: object) -> None:
         level, text = HAPPENINGS[event]
