@@ -143,6 +143,8 @@ def test_parts_are_compared_where_they_were_cut_alike() -> None:
     assert compare(Held(SAME_SIZE, sha256_of_parts=f"{sha256}-2"), digests)[0] is Match.SAME
     assert compare(Held(SAME_SIZE, etag=multipart_etag(DATA[:4], DATA[4:])), digests)[0] is Match.UNCLEAR
     assert compare(Held(SAME_SIZE, etag=MD5), digests)[0] is Match.SAME
+    contradicting = Held(SAME_SIZE, sha256=OTHER_SHA256, etag=multipart_etag(DATA[:6], DATA[6:]))
+    assert compare(contradicting, digests)[0] is Match.UNCLEAR
 
 
 @given(st.binary(max_size=40), st.binary(max_size=40), st.booleans(), st.sampled_from(["md5", "opaque", "none"]))
@@ -266,7 +268,13 @@ def rewrite(path: Path) -> None:
     os.utime(path, (0, 0))
 
 
-@pytest.mark.parametrize("harm", [grow, cut, rewrite])
+def rewrite_secretly(path: Path) -> None:
+    found = path.stat()
+    rewrite(path)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+@pytest.mark.parametrize("harm", [grow, cut, rewrite, rewrite_secretly])
 def test_a_file_that_changes_is_not_sent(harm: Callable[[Path], None], tmp_path: Path, moto: "Moto") -> None:
     """A sealed file that grows, shrinks or is written to while it is read is refused, and says so."""
     store = moto.store(tmp_path)

@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from channels.bot_api import CHAT, TOKEN, BotApi
+from channels.web import serving
 from conftest import GAPS_STAY, Exchange, Programs, check_accounts, exchange, journal, rows_told, status_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -456,6 +458,17 @@ def test_what_waiting_does_not_heal_is_given_up_soon(site: Site) -> None:
     assert [what for what, _ in store.asked].count("put") == 5
 
 
+def test_a_first_file_in_trouble_holds_up_no_other(site: Site) -> None:
+    """The file that goes ahead of all is tried once; while it waits for its next attempt, the others go."""
+    for n in range(0, 1000, 100):
+        site.seal(file_of(n), b"x" * (n + 1))
+    store = Scripted(first(3, BUSY, of=file_of(0)))
+    assert site.run(store=store).complete
+    puts = [key for what, key in store.asked if what == "put"]
+    assert puts[0] == file_of(0)
+    assert puts.count(file_of(0)) == 4
+
+
 def test_one_file_holds_up_no_other(site: Site) -> None:
     """A file that is refused is told; all others are sent."""
     for n in range(0, 1000, 100):
@@ -468,13 +481,13 @@ def test_one_file_holds_up_no_other(site: Site) -> None:
 
 @pytest.mark.parametrize("what", ["probe", "put"])
 def test_what_concerns_all_stops_the_run(what: str, site: Site) -> None:
-    """Wrong credentials are told once, tried once by each thread at most, and nothing else is attempted."""
+    """Wrong credentials are told once, after one request that needs them, and nothing else is attempted."""
     for n in range(0, 5000, 100):
         site.seal(file_of(n))
     store = Scripted(first(10**6, UnusableError("expired", "the access key has expired."), what))
     outcome = site.run(store=store)
     assert outcome.reasons == ["the access key has expired."]
-    assert [asked for asked, _ in store.asked].count(what) <= site.config.upload_parallel
+    assert [asked for asked, _ in store.asked].count(what) == 1
     assert site.clock.waits == []
     assert (len(outcome.waiting), outcome.interrupted, outcome.complete) == (50, False, False)
 
@@ -865,6 +878,28 @@ def test_a_terminal_shows_how_it_goes(site: Site) -> None:
     assert outcome.complete
     assert "3 of 3 files" in shown.getvalue()
     assert "3.0/3.0 MB" in shown.getvalue()
+
+
+def test_the_channels_hear_how_it_went(site: Site, programs: Programs) -> None:
+    """Done, not done or not even begun: each is told; a channel that fails changes neither result nor code."""
+    site.seal(file_of(0))
+    with serving(BotApi()) as api:
+        assert isinstance(api, BotApi)
+        telegram = {"TELEGRAM_TOKEN": TOKEN, "TELEGRAM_CHAT_ID": CHAT, "TELEGRAM_API_URL": api.address}
+        config = programs.config(DATA_DIR=str(site.data), **telegram)
+        upload_to = ("upload", "--config", config, "--to")
+        assert programs.run(*upload_to, f"file://{site.backup}").code == 0
+        assert programs.run(*upload_to, f"file://{site.root}/missing").code == 1
+        assert programs.run("upload", "--config", config).code == 2
+        titles = [message.title for message in api.messages]
+        api.chats.clear()
+        (site.data / "journal.jsonl").unlink()
+        deaf = programs.run(*upload_to, f"file://{site.backup}")
+    assert ["done" in title for title in titles] == [True, False, False]
+    assert ["failed" in title for title in titles] == [False, True, True]
+    assert deaf.code == 0
+    assert f"Warning: not told to telegram {CHAT}: " in deaf.err
+    assert TOKEN.partition(":")[2] not in deaf.said
 
 
 @pytest.fixture

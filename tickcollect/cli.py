@@ -451,10 +451,10 @@ def _upload(config: "Config", options: "Options", *, reads_back: bool) -> int:
     halt_on_signals(halt)
     world = World(time.time_ns, time.monotonic, SystemRandom().uniform, halt)
     patience = Patience(config.upload_within_h * 3600)
+    shown = bar(console) if console else contextlib.nullcontext()
     try:
-        with _opened_store(config, reads_back=reads_back) as store:
-            with bar(console) if console else contextlib.nullcontext() as progress:
-                outcome = run(config, store, options, world, patience, progress)
+        with _opened_store(config, reads_back=reads_back) as store, shown as progress:
+            outcome = run(config, store, options, world, patience, progress)
     except (StoreError, UploadError, JournalError) as error:
         store_name = destination(config.upload_to, config.s3_bucket, config.s3_bucket_path) or "no store"
         _tell_channels(config, [not_begun(store_name, error)])
