@@ -13,7 +13,7 @@ import hashlib
 import ssl
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from .listening import Conversation, Listening, listening
@@ -56,11 +56,22 @@ class Put:
 
 @dataclass(frozen=True)
 class Held:
-    """An object: its bytes, its ETag, and the checksum it was sent with, if any."""
+    """An object: its bytes, the checksum it was sent with, if any, and the sizes of its parts, if it came in parts."""
 
     data: bytes
-    etag: str
-    told: str
+    told: str = ""
+    parts: tuple[int, ...] = ()
+
+    @property
+    def md5(self) -> str:
+        """What S3 calls the ETag: the MD5 of the bytes, or of the MD5s of the parts with their number."""
+        if not self.parts:
+            return hashlib.md5(self.data).hexdigest()
+        digests, start = b"", 0
+        for size in self.parts:
+            digests += hashlib.md5(self.data[start : start + size]).digest()
+            start += size
+        return f"{hashlib.md5(digests).hexdigest()}-{len(self.parts)}"
 
 
 @dataclass
@@ -84,7 +95,7 @@ class CarelessStore:
 
     def hold(self, key: str, data: bytes) -> None:
         """Put an object behind the uploader's back."""
-        self.objects[key] = Held(data, hashlib.md5(data).hexdigest(), "")
+        self.objects[key] = Held(data)
 
     def take(self, request: Conversation) -> None:
         """Answer one request."""
@@ -107,9 +118,9 @@ class CarelessStore:
             return
         framed = "aws-chunked" in request.headers.get("Content-Encoding", "")
         data = body if self.manners.keeps_framing or not framed else _unframed(body)
-        etag = self._etag(hashlib.md5(data).hexdigest())
-        self._keep(request, data, etag)
-        request.answer(200, {**_tagged(etag), **self._checksum(request.key)})
+        sent = Held(data, request.headers.get(CHECKSUM, ""))
+        self._keep(request.key, sent)
+        request.answer(200, {**self._tag(sent.md5), **self._checksum(request.key)})
 
     def _is_refused(self, request: Conversation) -> bool:
         """Refuse what this store does not know, and a name that is taken."""
@@ -136,17 +147,19 @@ class CarelessStore:
             request.refuse(400, "BadDigest")
         return wrong
 
-    def _keep(self, request: Conversation, data: bytes, etag: str) -> None:
+    def _keep(self, key: str, sent: Held) -> None:
         """Write an object, in this store's way."""
+        data = sent.data
         kept = {"all": data, "half": data[: len(data) // 2], "altered": bytes([data[0] ^ 1]) + data[1:], "nothing": b""}
-        told = request.headers.get(CHECKSUM, "")
         with self._lock:
-            self.puts.append(Put(request.key, hashlib.sha256(data).hexdigest(), request.key in self.objects))
+            self.puts.append(Put(key, hashlib.sha256(data).hexdigest(), key in self.objects))
             if self.manners.stores != "nothing":
-                self.objects[request.key] = Held(kept[self.manners.stores], etag, told)
+                self.objects[key] = replace(sent, data=kept[self.manners.stores])
 
-    def _etag(self, md5: str) -> str:
-        return {"md5": md5, "nonsense": "5eb63bbbe01eeed093cb22bb8f5acdc3", "none": ""}[self.manners.etag]
+    def _tag(self, md5: str) -> dict[str, str]:
+        """Return the header with the ETag that this store gives to bytes with this MD5."""
+        etag = {"md5": md5, "nonsense": "5eb63bbbe01eeed093cb22bb8f5acdc3", "none": ""}[self.manners.etag]
+        return {"ETag": f'"{etag}"'} if etag else {}
 
     def _checksum(self, key: str) -> dict[str, str]:
         """Return the header that tells an object's checksum: the truth, or what was claimed."""
@@ -170,15 +183,14 @@ class CarelessStore:
         else:
             asked = request.headers.get("x-amz-checksum-mode") == "ENABLED"
             checksum = self._checksum(request.key) if asked else {}
-            etag = held.etag if self.manners.etag != "md5" or "-" in held.etag else hashlib.md5(held.data).hexdigest()
-            request.answer(200, {"Content-Length": str(len(held.data)), **_tagged(etag), **checksum})
+            request.answer(200, {"Content-Length": str(len(held.data)), **self._tag(held.md5), **checksum})
 
     def _get(self, request: Conversation) -> None:
         held = self.objects.get(request.key)
         if held is None:
             request.refuse(404, "NoSuchKey")
         else:
-            request.answer(200, _tagged(held.etag), held.data)
+            request.answer(200, self._tag(held.md5), held.data)
 
     def _create(self, request: Conversation) -> None:
         request.body()
@@ -191,16 +203,16 @@ class CarelessStore:
         body = request.body()
         if not self._is_wrong(request, body):
             self.uploads[request.query["uploadId"]][int(request.query["partNumber"])] = body
-            request.answer(200, _tagged(self._etag(hashlib.md5(body).hexdigest())))
+            request.answer(200, self._tag(hashlib.md5(body).hexdigest()))
 
     def _complete(self, request: Conversation) -> None:
         request.body()
         if self._is_refused(request):
             return
         parts = [data for _, data in sorted(self.uploads.pop(request.query["uploadId"]).items())]
-        md5 = hashlib.md5(b"".join(hashlib.md5(data).digest() for data in parts)).hexdigest()
-        etag = self._etag(f"{md5}-{len(parts)}")
-        self._keep(request, b"".join(parts), etag)
+        sent = Held(b"".join(parts), parts=tuple(map(len, parts)))
+        self._keep(request.key, sent)
+        etag = self._tag(sent.md5).get("ETag", "")
         text = f"<CompleteMultipartUploadResult><ETag>{etag}</ETag></CompleteMultipartUploadResult>"
         request.answer(200, {"Content-Type": "application/xml"}, text.encode())
 
@@ -214,10 +226,6 @@ def _listing(request: Conversation) -> None:
     name = "ListMultipartUploadsResult" if request.step == "uploads" else "ListBucketResult"
     body = f"<{name}><IsTruncated>false</IsTruncated></{name}>"
     request.answer(200, {"Content-Type": "application/xml"}, body.encode())
-
-
-def _tagged(etag: str) -> dict[str, str]:
-    return {"ETag": f'"{etag}"'} if etag else {}
 
 
 def _unframed(body: bytes) -> bytes:

@@ -39,12 +39,14 @@ ANSWERS: dict[str, tuple[int, str]] = {
 }
 """Harms that are answers: the status and S3's code."""
 
-HARMS = (*ANSWERS, "reset", "cut", "hang", "slow", "flip", "pause")
-"""What can be done. `flip` changes a byte of a body, or the ETag of an answer; `pause` waits until `resume` is set."""
+HARMS = (*ANSWERS, "reset", "cut", "hang", "slow", "flip", "html", "pause")
+"""What can be done. `flip` changes a byte of a body, or the ETag of an answer; `html` is the page of something between
+that answers everything with 200; `pause` waits until `resume` is set."""
 
 BETWEEN_TWO = {"connection", "transfer-encoding"}
 """Headers of an answer that are about one connection, and not the other."""
 
+OK = 200
 PAUSE_WITHIN_S = 60.0
 SLOW_S = 0.3
 SLICES = 10
@@ -72,8 +74,8 @@ class Proxy:
     seen: "Counter[str]" = field(default_factory=Counter)
     done: "Counter[Fault]" = field(default_factory=Counter)
     resume: threading.Event = field(default_factory=threading.Event)
-    keys: list[tuple[str, str]] = field(default_factory=list)
-    """Each request's step and object name, in order."""
+    created: list[str] = field(default_factory=list)
+    """The name of each object that the store has written, in order: one that is here twice was overwritten."""
     _waiting: dict[Fault, int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -116,7 +118,6 @@ class Proxy:
     def _fault_for(self, request: Conversation) -> Fault | None:
         with self._lock:
             self.seen[request.step] += 1
-            self.keys.append((request.step, request.key))
             for fault, left in self._waiting.items():
                 if left and fault.step == request.step and fault.key in {"", request.key}:
                     self._waiting[fault] -= 1
@@ -134,7 +135,7 @@ class Proxy:
             self._wait(harm)
             self._carry(request)
             return
-        if harm in ANSWERS and not request.waits_for_100:
+        if harm in {*ANSWERS, "html"} and not request.waits_for_100:
             request.body()  # closing with bytes unread would be a reset
         _end(request, harm)
 
@@ -152,7 +153,10 @@ class Proxy:
                 return None
             response = store.getresponse()
             headers = {name: value for name, value in response.getheaders() if name.lower() not in BETWEEN_TWO}
-            return Answer(response.status, headers, response.read())
+            answer = Answer(response.status, headers, response.read())
+        if request.step in {"put", "complete"} and answer.status == OK and b"<Error>" not in answer.body:
+            self.created.append(request.key)
+        return answer
 
     def _send_harmed(self, request: Conversation, fault: Fault, store: http.client.HTTPConnection) -> bool:
         """Carry a body and harm it at its byte; False if the store has only a part of it and the client was told so."""
@@ -223,7 +227,7 @@ def _slowly(data: bytes) -> Iterator[bytes]:
 def _harm_after(request: Conversation, harm: str, answer: Answer) -> None:
     """Do harm to the answer to what is done."""
     whole = answer.encoded(request)
-    if harm in ANSWERS or harm in {"reset", "hang"}:
+    if harm in {*ANSWERS, "html", "reset", "hang"}:
         _end(request, harm)
     elif harm == "cut":
         request.wfile.write(whole[: len(whole) // 3])
@@ -241,6 +245,8 @@ def _harm_after(request: Conversation, harm: str, answer: Answer) -> None:
 def _end(request: Conversation, harm: str) -> None:
     if harm in ANSWERS:
         request.refuse(*ANSWERS[harm])
+    elif harm == "html":
+        request.answer(200, {"Content-Type": "text/html"}, b"<html><body>Welcome to our network<br></body></html>")
     else:
         {"reset": request.reset, "cut": request.cut, "hang": request.hang}[harm]()
 

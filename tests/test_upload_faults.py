@@ -1,0 +1,705 @@
+"""The uploader's faults as a table: which harm, at which step, for which size of file, how often.
+
+The judge is OpenStack Swift (`stores.swift`), which verifies checksums and conditions, behind a proxy that does the
+harm (`stores.proxy`); beside it stands a store with bad manners (`stores.bad`). After every case: what the store holds
+is byte-identical to the local file, the journal says `uploaded` only of that, no object was written twice, no local
+file is gone that the store does not hold, no parts of an upload are left, and no secret has come out.
+
+An ordinary run does each fault as often as makes a difference; `FAULT_POINTS=all` does each 1, 2 and 4 times.
+"""
+
+import contextlib
+import functools
+import os
+import random
+import shutil
+import signal
+import ssl
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+import boto3
+import pytest
+from conftest import Ended, Programs, journal, until
+from loguru import logger
+from stores.bad import CarelessStore, Manners, careless
+from stores.listening import authority
+from stores.proxy import SLOW_S, Fault, Moment, Proxy, faulty
+from stores.swift import SECRET_KEY, STRANGER_KEY, STRANGER_SECRET, Bucket, SwiftStore, config_keys, sha256_of
+
+from tickcollect import store as stores
+from tickcollect.config import load
+from tickcollect.store import Limits, open_store
+from tickcollect.upload import BusyError, Options, Outcome, Patience, World, run
+
+ALL = os.environ.get("FAULT_POINTS") == "all"
+
+SMALL = 3_000
+BIG = 2_500_000
+"""Three parts, where `LIMITS` hold."""
+LIMITS = Limits(one_put_bytes=1_000_000, part_bytes=1 << 20)
+SECRETS = (SECRET_KEY, STRANGER_SECRET)
+
+PLAIN = Options()
+DELETING = Options(delete_after_days=0)
+SOON = Patience(within_s=60, first_s=0.005, longest_s=0.02)
+BRIEF = Patience(within_s=0.3, first_s=0.005, longest_s=0.02)
+
+
+def name_of(number: int, day: int = 18) -> str:
+    """Return the name of a sealed file."""
+    return f"binance/trade/S{number}USDT/S{number}USDT-trade-2026-11-{day}-{number * 100}-{number * 100 + 9}.csv.zip"
+
+
+@dataclass
+class Site:
+    """A data directory with sealed files, and how to upload it in this process."""
+
+    data_dir: Path
+    keys: dict[str, object]
+    files: dict[str, bytes] = field(default_factory=dict)
+    said: list[str] = field(default_factory=list)
+
+    def seal(self, name: str, size: int = SMALL) -> bytes:
+        """Make a sealed file of random bytes: what is in it is none of the uploader's business."""
+        return self.seal_as(name, random.Random(name).randbytes(size))
+
+    def seal_as(self, name: str, data: bytes) -> bytes:
+        """Make a sealed file of these bytes."""
+        path = self.data_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        self.files[name] = data
+        return data
+
+    def run(
+        self,
+        options: Options = PLAIN,
+        patience: Patience = SOON,
+        later: timedelta = timedelta(0),
+        *,
+        reads_back: bool = False,
+    ) -> Outcome:
+        """Upload once."""
+        config = load(None, {}, {"DATA_DIR": str(self.data_dir), "UPLOAD_PARALLEL": 8, **self.keys})
+        world = World(
+            lambda: time.time_ns() + later // timedelta(microseconds=1) * 1000,
+            time.monotonic,
+            random.Random(1).uniform,
+            threading.Event(),
+        )
+        sink = logger.add(self.said.append, level="DEBUG", format="{message}\n{exception}")
+        try:
+            with contextlib.closing(open_store(config, LIMITS, reads_back=reads_back)) as store:
+                outcome = run(config, store, options, world, patience)
+        finally:
+            logger.remove(sink)
+        self.said += outcome.lines()
+        return outcome
+
+    def uploaded(self) -> dict[str, str]:
+        """Return which files the journal calls uploaded, and with which SHA-256."""
+        return {entry["file"]: entry["sha256"] for entry in journal(self.data_dir, "uploaded")}
+
+    def check(self, held: dict[str, bytes], created: list[str]) -> None:
+        """Assert what always holds, given what the store holds and what was ever written there by us."""
+        assert all(count == 1 for count in Counter(created).values()), "an object was overwritten"
+        for name, sha256 in self.uploaded().items():
+            assert held[name] == self.files[name], f"the journal believes a wrong {name}"
+            assert sha256 == sha256_of(self.files[name])
+        for name, data in self.files.items():
+            path = self.data_dir / name
+            assert path.read_bytes() == data if path.exists() else held[name] == data, f"{name} is gone without proof"
+        text = "".join(self.said) + (self.data_dir / "journal.jsonl").read_text()
+        assert not any(secret in text for secret in SECRETS), "a secret came out"
+        assert "Traceback" not in text
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_session() -> Iterator[None]:
+    """Have S3's long description read once, and not by each client of a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boto3, "Session", functools.cache(boto3.Session))
+        yield
+
+
+@pytest.fixture
+def bucket(swift: SwiftStore) -> Iterator[Bucket]:
+    """Make an empty bucket of the judge."""
+    with swift.bucket() as made:
+        yield made
+
+
+@pytest.fixture
+def proxy(swift: SwiftStore) -> Iterator[Proxy]:
+    """Run a proxy before the judge."""
+    with faulty(swift.port) as made:
+        yield made
+
+
+@pytest.fixture
+def site(tmp_path: Path, proxy: Proxy, bucket: Bucket) -> Site:
+    """Make a data directory whose files go to the judge, through the proxy."""
+    (tmp_path / "data").mkdir()
+    return Site(tmp_path / "data", config_keys(proxy.endpoint, bucket.name))
+
+
+# --- Harm that passes ------------------------------------------------------------------------------------------------
+
+
+PASSING = ("error", "slow-down", "too-many", "timeout", "reset", "cut", "hang", "slow")
+HIDDEN = ("error", "slow-down", "reset", "cut", "hang", "slow", "flip", "html")
+BODIES = ("error", "slow-down", "too-many", "reset", "cut", "hang", "slow", "flip")
+
+ROWS: list[tuple[int, str, Moment, tuple[str, ...]]] = [
+    (SMALL, "head", "before", PASSING),
+    (SMALL, "head", "after", HIDDEN[:-1]),
+    (SMALL, "put", "before", (*PASSING, "conflict")),
+    (SMALL, "put", "body", BODIES),
+    (SMALL, "put", "after", HIDDEN),
+    (BIG, "create", "before", PASSING),
+    (BIG, "create", "after", HIDDEN),
+    (BIG, "part", "before", PASSING),
+    (BIG, "part", "body", BODIES),
+    (BIG, "part", "after", HIDDEN),
+    (BIG, "complete", "before", (*PASSING, "conflict")),
+    (BIG, "complete", "after", HIDDEN),
+]
+"""Size of file, step, moment, and every harm that can be done there."""
+
+
+def faults(size: int, step: str, moment: Moment, harms: tuple[str, ...], times: int) -> list[Fault]:
+    """Return a row's faults, each for a file of its own; a byte in the middle, at both ends if all are asked for."""
+    end = min(size, LIMITS.part_bytes) - 1
+    places = (0, end // 3, end) if ALL and moment == "body" else (end // 3,)
+    spots = [(harm, place) for harm in harms for place in places]
+    return [Fault(step, moment, harm, times, place, name_of(n)) for n, (harm, place) in enumerate(spots, start=1)]
+
+
+@pytest.mark.parametrize("times", [1, 2, 4] if ALL else [2])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{'small' if row[0] == SMALL else 'big'}-{row[1]}-{row[2]}")
+def test_harm_that_passes_costs_nothing_but_time(
+    site: Site,
+    proxy: Proxy,
+    bucket: Bucket,
+    monkeypatch: pytest.MonkeyPatch,
+    row: tuple[int, str, Moment, tuple[str, ...]],
+    times: int,
+) -> None:
+    """Whatever is done to a request n times: each file arrives, once, whole, proved and recorded; nothing is left over.
+
+    An upload in parts whose beginning was never answered has a number that nobody knows: it goes a day later.
+    """
+    monkeypatch.setattr(stores, "ANSWER_WITHIN_S", 2 * SLOW_S)
+    size, step, moment, _ = row
+    harms = faults(*row, times)
+    proxy.harm(*harms)
+    for fault in harms:
+        site.seal(fault.key, size)
+    outcome = site.run()
+    assert outcome.complete, outcome.lines()
+    for fault in harms:
+        comes_again = moment != "after" and fault.harm != "slow"
+        assert proxy.done[fault] == times or (proxy.done[fault] > 0 and not comes_again), fault
+    assert bucket.contents() == site.files
+    assert site.uploaded().keys() == site.files.keys()
+    site.check(bucket.contents(), proxy.created)
+    unknown = times * len(harms) if (step, moment) == ("create", "after") else 0
+    assert len(bucket.unfinished()) <= unknown
+    if unknown:
+        site.seal(name_of(0))
+        assert site.run(later=timedelta(days=2)).complete
+        assert bucket.unfinished() == []
+
+
+def test_reading_back_is_patient_too(site: Site, proxy: Proxy, bucket: Bucket) -> None:
+    """Where the ETag proves nothing the object is downloaded, and a download that breaks off proves nothing either."""
+    proxy.harm(Fault("head", "after", "flip", times=1000))
+    harms = [Fault("get", moment, harm, 2, key=name_of(n)) for n, (moment, harm) in enumerate(READING, start=1)]
+    proxy.harm(*harms)
+    for fault in harms:
+        site.seal(fault.key)
+    outcome = site.run(DELETING)
+    assert outcome.complete, outcome.lines()
+    assert all(proxy.done[fault] == 2 for fault in harms)
+    assert outcome.deleted == len(harms)
+    assert bucket.contents() == site.files
+    site.check(bucket.contents(), proxy.created)
+
+
+READING: list[tuple[Moment, str]] = [
+    ("before", "error"), ("before", "reset"), ("before", "slow-down"), ("after", "reset"), ("after", "cut"),
+]  # fmt: skip
+
+
+# --- Harm that stays -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harm", ["error", "slow-down", "reset", "hang", "html"])
+def test_harm_that_stays_is_told_and_the_next_run_goes_on(
+    site: Site, proxy: Proxy, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """After the run's time nothing is believed or deleted, the reason is one line for all; the next run completes."""
+    monkeypatch.setattr(stores, "ANSWER_WITHIN_S", 0.2)
+    for n in range(3):
+        site.seal(name_of(n))
+    proxy.harm(Fault("put", "before", harm, times=10**6))
+    failed = site.run(DELETING, BRIEF)
+    assert (failed.complete, failed.sent, failed.deleted) == (False, 0, 0)
+    assert {item.file for item in failed.waiting} == site.files.keys()
+    assert len(failed.reasons) == 1
+    assert (bucket.contents(), site.uploaded()) == ({}, {})
+    site.check({}, proxy.created)
+    proxy.heal()
+    assert site.run(DELETING).complete
+    assert bucket.contents() == site.files
+    site.check(bucket.contents(), proxy.created)
+
+
+def test_one_file_holds_up_no_other(site: Site, proxy: Proxy, bucket: Bucket) -> None:
+    """What fails for one file for ever keeps that file back, and no other."""
+    for n in range(6):
+        site.seal(name_of(n))
+    proxy.harm(Fault("put", "before", "error", times=10**6, key=name_of(0)))
+    outcome = site.run(patience=BRIEF)
+    assert [item.file for item in outcome.waiting] == [name_of(0)]
+    assert name_of(0) in outcome.reasons[0]
+    assert set(bucket.keys()) == site.uploaded().keys() == site.files.keys() - {name_of(0)}
+    site.check(bucket.contents(), proxy.created)
+
+
+def test_deleting_waits_for_the_answer(site: Site, proxy: Proxy, bucket: Bucket) -> None:
+    """While the store does not answer whether it holds a file, the file stays, however well it was proved before."""
+    for n in range(3):
+        site.seal(name_of(n))
+    assert site.run().complete
+    proxy.harm(Fault("head", "before", "error", times=10**6))
+    outcome = site.run(DELETING, BRIEF)
+    assert (outcome.complete, outcome.deleted) == (False, 0)
+    assert all((site.data_dir / name).exists() for name in site.files)
+    proxy.heal()
+    assert site.run(DELETING).deleted == 3
+    assert bucket.contents() == site.files
+    assert {entry["file"] for entry in journal(site.data_dir, "deleted")} == site.files.keys()
+    site.check(bucket.contents(), proxy.created)
+
+
+# --- What no waiting heals -------------------------------------------------------------------------------------------
+
+UNUSABLE: dict[str, tuple[dict[str, object], str, str]] = {
+    "wrong-secret": ({"AWS_SECRET_KEY": "planted-wrong-secret"}, "", "credentials"),
+    "unknown-key": ({"AWS_ACCESS_KEY": "test:nobody"}, "", "credentials"),
+    "stranger": ({"AWS_ACCESS_KEY": STRANGER_KEY, "AWS_SECRET_KEY": STRANGER_SECRET}, "", "permission"),
+    "no-bucket": ({"S3_BUCKET": "no-such-bucket"}, "", "bucket"),
+    "expired": ({}, "expired", "expired"),
+    "skewed": ({}, "skewed", "clock"),
+    "key-not-known": ({}, "unknown-key", "credentials"),
+    "other-region": ({}, "elsewhere", "region"),
+}
+"""What is changed in the configuration or answered to every request, and the kind of failure that it is."""
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_what_waiting_does_not_heal_is_told_at_once(site: Site, proxy: Proxy, bucket: Bucket, case: str) -> None:
+    """Credentials, bucket, permission, clock: two or three questions and no more, one line, nothing sent or deleted."""
+    keys, answer, kind = UNUSABLE[case]
+    for n in range(8):
+        site.seal(name_of(n))
+    if answer:
+        proxy.harm(*(Fault(step, "before", answer, times=10**6) for step in ("list", "head", "put", "uploads")))
+    site.keys |= keys
+    outcome = site.run(DELETING)
+    assert outcome.stopped_by is not None
+    assert outcome.stopped_by.kind == kind
+    assert len(outcome.reasons) == 1
+    assert proxy.seen.total() <= 3 + 8
+    assert (len(outcome.waiting), outcome.deleted, bucket.keys()) == (8, 0, [])
+    assert not any("planted" in line for line in site.said)
+    site.check({}, proxy.created)
+
+
+def config_of(programs: Programs, site: Site, **keys: object) -> Path:
+    """Write the site's configuration for the command."""
+    return programs.config(DATA_DIR=str(site.data_dir), **{**site.keys, **keys})
+
+
+def one_line(ended: Ended) -> str:
+    """Return the line of a failed command, after checking that it is one, and clean."""
+    assert ended.code == 1, ended.said
+    assert not any(secret in ended.said for secret in (*SECRETS, "planted")), "a secret came out"
+    assert "Traceback" not in ended.said
+    (line,) = (line for line in ended.err.splitlines() if line.startswith("Error: "))
+    return line
+
+
+def test_command_tells_a_wrong_secret(programs: Programs, site: Site, proxy: Proxy) -> None:
+    """The command ends with 1 and a line that says what to correct."""
+    site.seal(name_of(1))
+    ended = programs.run("upload", "--config", config_of(programs, site, AWS_SECRET_KEY="planted-wrong-secret"))
+    assert "AWS_SECRET_KEY" in one_line(ended)
+    site.check({}, proxy.created)
+
+
+@pytest.mark.skipif(shutil.which("faketime") is None, reason="libfaketime is not installed")
+def test_command_tells_a_wrong_clock(programs: Programs, site: Site, proxy: Proxy) -> None:
+    """A clock that is 20 minutes fast is refused by the judge itself, and the line names the remedy."""
+    site.seal(name_of(1))
+    fast = ("faketime", "-f", "+20m")
+    ended = programs.run("upload", "--config", config_of(programs, site), before=fast)
+    assert "NTP" in one_line(ended)
+    site.check({}, proxy.created)
+
+
+@contextlib.contextmanager
+def while_held(proxy: Proxy, at: Fault, job: Callable[[], Outcome]) -> Iterator[Future[Outcome]]:
+    """Run a job in a thread until it is held at a fault that pauses; what is in the block happens meanwhile."""
+    proxy.harm(at)
+    with ThreadPoolExecutor(1) as threads:
+        running = threads.submit(job)
+        try:
+            until(lambda: proxy.done[at] == at.times)
+            yield running
+        finally:
+            proxy.resume.set()
+
+
+# --- Names that are taken --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", [b"x" * SMALL, b"x" * 10, b""], ids=["same-size", "shorter", "empty"])
+def test_taken_name_is_left_alone(site: Site, proxy: Proxy, bucket: Bucket, other: bytes) -> None:
+    """Other content under the name stays; the file stays here, is told, and goes beside it only if that is asked."""
+    mine, free = site.seal(name_of(1)), site.seal(name_of(2))
+    bucket.put(name_of(1), other)
+    outcome = site.run(DELETING)
+    assert not outcome.complete
+    assert "other content" in outcome.reasons[0]
+    assert bucket.contents() == {name_of(1): other, name_of(2): free}
+    assert (site.data_dir / name_of(1)).read_bytes() == mine
+    assert [entry["file"] for entry in journal(site.data_dir, "name_taken")] == [name_of(1)]
+    assert site.uploaded().keys() == {name_of(2)}
+    assert site.run(Options(rename_taken=True, delete_after_days=0)).complete
+    held = bucket.contents()
+    beside = f"{name_of(1).removesuffix('.csv.zip')}.sha256-{sha256_of(mine)[:8]}.csv.zip"
+    assert held == {name_of(1): other, name_of(2): free, beside: mine}
+    assert not (site.data_dir / name_of(1)).exists()
+
+
+def test_same_content_is_recognized(site: Site, proxy: Proxy, bucket: Bucket) -> None:
+    """A file that is there already, by whoever's hand, is proved without being sent."""
+    bucket.put(name_of(1), site.seal(name_of(1)))
+    outcome = site.run(DELETING)
+    assert (outcome.complete, outcome.sent, outcome.already, outcome.deleted) == (True, 0, 1, 1)
+    assert proxy.seen["put"] == 0
+    site.check(bucket.contents(), proxy.created)
+
+
+@pytest.mark.parametrize("later", [b"x" * SMALL, None], ids=["changed", "removed"])
+def test_what_happens_in_the_store_later_is_found_before_deleting(
+    site: Site, proxy: Proxy, bucket: Bucket, later: bytes | None
+) -> None:
+    """An object that was altered keeps the file here; one that was removed is sent again, and only then counts."""
+    mine = site.seal(name_of(1))
+    assert site.run().complete
+    if later is None:
+        bucket.delete(name_of(1))
+    else:
+        bucket.put(name_of(1), later)
+    assert site.run().complete, "the journal is believed where nothing is deleted"
+    outcome = site.run(DELETING)
+    if later is None:
+        assert (outcome.complete, outcome.sent, outcome.deleted) == (True, 1, 1)
+        assert bucket.contents() == {name_of(1): mine}
+    else:
+        assert (outcome.complete, outcome.sent, outcome.deleted) == (False, 0, 0)
+        assert bucket.contents() == {name_of(1): later}
+        assert (site.data_dir / name_of(1)).read_bytes() == mine
+
+
+def test_object_that_is_swapped_while_it_is_proved(site: Site, proxy: Proxy, bucket: Bucket) -> None:
+    """Between the first look and the second the object becomes another: the file stays."""
+    mine = site.seal(name_of(1))
+    assert site.run().complete
+    with while_held(proxy, Fault("head", "after", "pause", key=name_of(1)), partial(site.run, DELETING)) as running:
+        bucket.put(name_of(1), b"x" * SMALL)  # the first look has just seen the right one
+    outcome = running.result()
+    assert (outcome.complete, outcome.deleted) == (False, 0)
+    assert (site.data_dir / name_of(1)).read_bytes() == mine
+
+
+# --- Two at once -----------------------------------------------------------------------------------------------------
+
+
+def test_second_uploader_of_a_directory_leaves_it_to_the_first(
+    programs: Programs, site: Site, proxy: Proxy, bucket: Bucket
+) -> None:
+    """The second ends with 75 and names the first; SIGTERM breaks the first off in order; the next run completes."""
+    for n in range(3):
+        site.seal(name_of(n))
+    config = config_of(programs, site)
+    pause = Fault("put", "after", "pause")
+    proxy.harm(pause)
+    first = programs.start("upload", "--config", config)
+    first.until(lambda: proxy.done[pause])
+    second = programs.run("upload", "--config", config)
+    assert second.code == 75
+    assert f"pid {first.process.pid}" in second.err
+    with pytest.raises(BusyError):
+        site.run()
+    first.send(signal.SIGTERM)
+    first.until_said("stopping")
+    proxy.resume.set()
+    assert first.wait().code == 130
+    site.check(bucket.contents(), proxy.created)
+    assert programs.run("upload", "--config", config).code == 0
+    assert bucket.contents() == site.files
+    site.check(bucket.contents(), proxy.created)
+
+
+@pytest.mark.parametrize("size", [SMALL, BIG], ids=["small", "big"])
+@pytest.mark.parametrize("other", [bytes, reversed], ids=["same-content", "other-content"])
+def test_two_machines_send_one_name(
+    site: Site, proxy: Proxy, bucket: Bucket, tmp_path: Path, other: Callable[[bytes], Iterable[int]], size: int
+) -> None:
+    """Between the look of one and its upload the other's arrives: the name stays the other's, whatever was sent.
+
+    It is not tried with both in the same instant: Swift then lets both pass, and the later one wins.
+    """
+    (tmp_path / "other").mkdir()
+    there = Site(tmp_path / "other", site.keys)
+    mine = site.seal(name_of(1), size)
+    theirs = there.seal_as(name_of(1), bytes(other(mine)))
+    at = Fault("put" if size == SMALL else "complete", "before", "pause")
+    with while_held(proxy, at, partial(site.run, DELETING)) as running:
+        assert there.run(DELETING).complete
+    assert running.result().complete == (mine == theirs)
+    held = bucket.contents()
+    assert held == {name_of(1): theirs}
+    assert (site.data_dir / name_of(1)).exists() == (mine != theirs)
+    assert bucket.unfinished() == []
+    for place in (site, there):
+        place.check(held, proxy.created)
+
+
+# --- A file that changes while it is sent ----------------------------------------------------------------------------
+
+
+def cut_short(path: Path) -> None:
+    """Take half of a file away."""
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def lengthen(path: Path) -> None:
+    """Append to a file."""
+    with path.open("ab") as file:
+        file.write(b"more")
+
+
+def rewrite(path: Path) -> None:
+    """Write other bytes of the same length."""
+    with path.open("r+b") as file:
+        file.write(b"other")
+
+
+def rewrite_secretly(path: Path) -> None:
+    """Write other bytes of the same length, and leave the times as they were."""
+    before = path.stat()
+    rewrite(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def swap(path: Path) -> None:
+    """Put another file in its place."""
+    replacement = path.with_suffix(".new")
+    replacement.write_bytes(b"another")
+    replacement.replace(path)
+
+
+CHANGES: tuple[Callable[[Path], None], ...] = (cut_short, lengthen, rewrite, rewrite_secretly, swap)
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    ("size", "at"),
+    [
+        (SMALL, Fault("head", "after", "pause")),
+        (SMALL, Fault("put", "after", "pause")),
+        (BIG, Fault("part", "after", "pause")),
+        (BIG, Fault("complete", "before", "pause")),
+    ],
+    ids=["before-sending", "after-sending", "between-parts", "before-the-end"],
+)
+def test_file_that_changes_while_it_is_sent(
+    site: Site, proxy: Proxy, bucket: Bucket, size: int, at: Fault, change: Callable[[Path], None]
+) -> None:
+    """What was digested is what is in the store, or nothing is; and what is here now is not deleted for it."""
+    before = site.seal(name_of(1), size)
+    path = site.data_dir / name_of(1)
+    at = replace(at, key=name_of(1))
+    with while_held(proxy, at, partial(site.run, DELETING)) as running:
+        change(path)
+        after = path.read_bytes()
+    outcome = running.result()
+    assert not outcome.complete
+    assert outcome.deleted == 0
+    assert path.read_bytes() == after
+    assert bucket.contents() in ({}, {name_of(1): before})
+    assert set(site.uploaded().values()) <= {sha256_of(before)}
+    assert len(proxy.created) == len(bucket.keys())
+    assert bucket.unfinished() == []
+
+
+# --- Stores with bad manners -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Iterator[tuple[CarelessStore, Site]]:
+    """Run a store with bad manners, and make a data directory whose files go there."""
+    (tmp_path / "data").mkdir()
+    with careless() as store:
+        yield store, Site(tmp_path / "data", config_keys(store.endpoint, "any-bucket"))
+
+
+LIARS = [
+    Manners(stores=kept, etag=etag, checksums=checksums, believes=believes)
+    for kept in ("half", "altered", "nothing")
+    for etag in ("md5", "nonsense", "none")
+    for checksums in (True, False)
+    for believes in (False, True)
+]
+
+
+def manner_of(manners: Manners) -> str:
+    """Name the switches that are set."""
+    return "-".join(
+        name if value is True else f"no-{name}" if value is False else str(value)
+        for name, value in vars(manners).items()
+        if value != getattr(Manners(), name)
+    )
+
+
+@pytest.mark.parametrize("size", [SMALL, BIG], ids=["small", "big"])
+@pytest.mark.parametrize("manners", LIARS, ids=manner_of)
+def test_store_that_damages_is_never_believed(bad: tuple[CarelessStore, Site], manners: Manners, size: int) -> None:
+    """Whatever a store says of it: bytes that it does not hold are not `uploaded`, and the file stays here.
+
+    A store that repeats the checksum it was told, and gives no ETag, cannot be found out except by reading back.
+    """
+    store, site = bad
+    store.manners = manners
+    site.seal(name_of(1), size)
+    believed = manners.believes and manners.checksums and manners.etag == "none" and manners.stores == "altered"
+    outcome = site.run(DELETING, BRIEF, reads_back=believed)
+    assert (outcome.complete, outcome.sent, outcome.deleted) == (False, 0, 0)
+    assert site.uploaded() == {}
+    assert len(outcome.reasons) == 1
+    assert (site.data_dir / name_of(1)).read_bytes() == site.files[name_of(1)]
+    assert not any(put.replaced for put in store.puts)
+
+
+HONEST = {
+    "tells-no-checksum": Manners(checksums=False),
+    "etag-is-no-md5": Manners(etag="nonsense"),
+    "etag-is-no-md5-and-no-checksum": Manners(etag="nonsense", checksums=False),
+    "tells-nothing": Manners(etag="none", checksums=False),
+    "knows-no-conditions": Manners(knows_conditions=False),
+    "ignores-conditions": Manners(overwrites=True),
+}
+
+
+@pytest.mark.parametrize("size", [SMALL, BIG], ids=["small", "big"])
+@pytest.mark.parametrize("case", HONEST)
+def test_odd_but_honest_store_is_usable(bad: tuple[CarelessStore, Site], case: str, size: int) -> None:
+    """A store that tells little, or knows no conditions, gets its files once; a taken name is not overwritten there."""
+    store, site = bad
+    store.manners = HONEST[case]
+    site.seal(name_of(1), size)
+    site.seal(name_of(2), size)
+    store.hold(name_of(2), b"other content")
+    outcome = site.run(DELETING)
+    assert (outcome.sent, outcome.deleted, len(outcome.taken)) == (1, 1, 1)
+    held = {key: one.data for key, one in store.objects.items()}
+    assert held == {name_of(1): site.files[name_of(1)], name_of(2): b"other content"}
+    assert [(put.key, put.replaced) for put in store.puts] == [(name_of(1), False)]
+    assert (site.data_dir / name_of(2)).exists()
+
+
+def test_store_without_sha256_says_what_to_set(bad: tuple[CarelessStore, Site]) -> None:
+    """A store that refuses the checksum is told of with the key to set; with MD5 it is usable."""
+    store, site = bad
+    store.manners = Manners(knows_checksums=False)
+    site.seal(name_of(1))
+    outcome = site.run(DELETING)
+    assert (outcome.complete, outcome.sent, outcome.deleted) == (False, 0, 0)
+    assert "S3_CHECKSUM" in outcome.reasons[0]
+    site.keys["S3_CHECKSUM"] = "md5"
+    assert site.run(DELETING).complete
+    assert {key: held.data for key, held in store.objects.items()} == site.files
+
+
+def test_key_that_may_only_write(bad: tuple[CarelessStore, Site]) -> None:
+    """The answer to the upload is the proof, and not enough for deleting unless that is asked for.
+
+    A taken name is left alone: by what it is taken cannot be known, unless the journal says that it was us.
+    """
+    store, site = bad
+    store.manners = Manners(head="forbidden")
+    site.seal(name_of(1))
+    site.seal(name_of(2))
+    store.hold(name_of(2), site.files[name_of(2)])
+    outcome = site.run(DELETING)
+    assert (outcome.sent, outcome.deleted) == (1, 0)
+    assert site.uploaded().keys() == {name_of(1)}
+    assert all((site.data_dir / name).exists() for name in site.files)
+    outcome = site.run(Options(delete_after_days=0, trust_receipt=True))
+    assert (outcome.sent, outcome.deleted) == (0, 1)
+    assert (site.data_dir / name_of(2)).exists()
+    assert [(put.key, put.replaced) for put in store.puts] == [(name_of(1), False)]
+
+
+# --- TLS -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
+    """Make a certificate for 127.0.0.1, with who has signed it."""
+    return authority(tmp_path_factory.mktemp("tls"))
+
+
+def test_command_over_tls(
+    programs: Programs, swift: SwiftStore, bucket: Bucket, tls: tuple[ssl.SSLContext, Path], tmp_path: Path
+) -> None:
+    """As in production: TLS, the real command, a passing failure; what arrives is the file. An unknown CA is told."""
+    (tmp_path / "data").mkdir()
+    with faulty(swift.port, tls[0]) as proxy:
+        site = Site(tmp_path / "data", config_keys(proxy.endpoint, bucket.name))
+        for n in range(4):
+            site.seal(name_of(n), 100_000)
+        config = config_of(programs, site)
+        assert "AWS_CA_BUNDLE" in one_line(programs.run("upload", "--config", config))
+        proxy.harm(Fault("put", "body", "reset", at_byte=50_000), Fault("put", "after", "slow-down"))
+        ended = programs.run("upload", "--config", config, "--delete-after", 0, env={"AWS_CA_BUNDLE": str(tls[1])})
+        assert ended.code == 0, ended.said
+        assert proxy.done.total() == 2
+        assert bucket.contents() == site.files
+        site.check(bucket.contents(), proxy.created)
+    assert {entry["file"] for entry in journal(site.data_dir, "deleted")} == site.files.keys()
+
+
+def test_command_never_sends_frames(programs: Programs, tls: tuple[ssl.SSLContext, Path], tmp_path: Path) -> None:
+    """A store that would keep the frames of boto3's defaults gets none to keep."""
+    (tmp_path / "data").mkdir()
+    with careless(tls[0]) as store:
+        store.manners = Manners(keeps_framing=True)
+        site = Site(tmp_path / "data", config_keys(store.endpoint, "any-bucket"))
+        site.seal(name_of(1))
+        ended = programs.run("upload", "--config", config_of(programs, site), env={"AWS_CA_BUNDLE": str(tls[1])})
+        assert ended.code == 0, ended.said
+        assert {key: held.data for key, held in store.objects.items()} == site.files
