@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tickcollect import config
-from tickcollect.alerts.sorts import KINDS
 from tickcollect.config import Config, ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -636,8 +635,3 @@ def test_entry_keys_are_documented() -> None:
     """Each key of an entry of COLLECT has its row."""
     text = (ROOT / "docs" / "configuration.md").read_text()
     assert re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE) == list(config.CollectEntry.model_fields)
-
-
-def test_every_kind_of_message_that_comes_by_itself_can_be_muted() -> None:
-    """What `ALERT_MUTE` accepts is what is told, but for what somebody asked for: a report, a test."""
-    assert set(config.NOTICE_KINDS) == set(KINDS) - {"report", "test"}
