@@ -51,6 +51,7 @@ from tickcollect.store import (
     open_store,
     same_bytes,
 )
+from tickcollect.store import folder as folders
 
 KEY = "binance/trade/BTCUSDT/BTCUSDT-trade-2026-11-19-100-199.csv.zip"
 ACCESS, SECRET = "AKIAPLANTEDPLANTED00", "planted-s3-secret"
@@ -678,7 +679,7 @@ def test_a_copy_that_reads_back_differently_gets_no_name(
     folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A disk that does not give back what was written is found out before the copy has its name."""
-    monkeypatch.setattr(stores, "_sha256_on_disk", lambda _path: OTHER_SHA256)
+    monkeypatch.setattr(folders, "_sha256_on_disk", lambda _path: OTHER_SHA256)
     with pytest.raises(TemporaryError, match="reads back differently"):
         put(folder, tmp_path, DATA)
     assert not any(path.is_file() for path in folder.path.rglob("*"))
