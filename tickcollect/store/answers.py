@@ -30,7 +30,9 @@ UNSUPPORTED = Meaning(
 _ANSWERS: tuple[tuple[Meaning, str], ...] = (
     (
         Meaning(
-            UnusableError, "credentials", "the access key or its secret is wrong. Correct both in the configuration"
+            UnusableError,
+            "credentials",
+            "the access key or its secret is wrong. Correct AWS_ACCESS_KEY and AWS_SECRET_KEY, or the profile",
         ),
         "InvalidAccessKeyId SignatureDoesNotMatch InvalidToken InvalidSecurity 401",
     ),
@@ -54,12 +56,13 @@ _ANSWERS: tuple[tuple[Meaning, str], ...] = (
         Meaning(UnusableError, "clock", "this machine's clock is wrong by more than is accepted. Run an NTP client"),
         "RequestTimeTooSkewed RequestExpired RequestInTheFuture",
     ),
-    (Meaning(UnusableError, "full", "the store is full, or a quota is used up"), "QuotaExceeded XMinioStorageFull 507"),
-    (UNSUPPORTED, "NotImplemented MissingContentLength InvalidTrailer 501"),
     (
-        BUSY,
-        "InternalError ServiceUnavailable SlowDown Throttling ThrottlingException TooManyRequests RequestTimeout Busy RequestLimitExceeded RequestThrottled ServerBusy 408 429",
+        Meaning(UnusableError, "full", "the store is full, or a quota is used up. Make room there, or raise the quota"),
+        "QuotaExceeded XMinioStorageFull 507",
     ),
+    (UNSUPPORTED, "NotImplemented MissingContentLength InvalidTrailer 501"),
+    (BUSY, "InternalError ServiceUnavailable SlowDown ServerBusy Busy TooManyRequests 408 429"),
+    (BUSY, "RequestTimeout RequestLimitExceeded RequestThrottled Throttling ThrottlingException"),
     (
         Meaning(TemporaryError, "conflict", "somebody else is writing the same name"),
         "ConditionalRequestConflict OperationAborted NoSuchUpload",
