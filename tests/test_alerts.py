@@ -426,7 +426,12 @@ def running() -> Iterator[Any]:
 
     def make(configured: Config, heartbeat: str = "all is well", clock: Clock | None = None) -> Running:
         reports: list[tuple[str, str, str]] = []
-        alerts = Alerts(configured, lambda: heartbeat, lambda *report: reports.append(report), clock)
+
+        def report(event: str, channel: str, detail: str) -> None:
+            reports.append((event, channel, detail))
+            alerts.note(event, channel, {"detail": detail})  # as the collector does, which tells everything
+
+        alerts = Alerts(configured, lambda: heartbeat, report, clock)
         one = Running(alerts, reports)
         made.append(one)
         alerts.start()
@@ -443,7 +448,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, values in (
         (post, {"LOOK_EVERY_S": 0.01}),
         (outbox, {"RETRY_FIRST_S": 0.02, "RETRY_LONGEST_S": 0.1, "FRESH_S": 0.3}),
-        (channels, {"CHAT_PAUSE_S": 0.01, "TELEGRAM_TIMEOUT_S": 0.3, "APPRISE_WITHIN_S": 0.5}),
+        (channels, {"CHAT_PAUSE_S": 0.01, "SERVICE_PAUSE_S": 0.01, "TELEGRAM_TIMEOUT_S": 0.3, "APPRISE_WITHIN_S": 0.5}),
         ("tickcollect.alerts.incidents", {"COLLECT_S": 0.05}),
     ):
         for name, value in values.items():
@@ -503,8 +508,11 @@ def test_a_channel_that_hangs_delays_no_other(api: BotApi, hook: Site, running: 
 
 
 @pytest.mark.usefixtures("quick")
-def test_an_outage_ends_with_one_message(api: BotApi, hook: Site, running: Any) -> None:
+def test_an_outage_ends_with_one_message(
+    api: BotApi, hook: Site, running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While Telegram is away its messages wait; when it is back they come as one. Each is reported once."""
+    monkeypatch.setattr(outbox, "FRESH_S", 0.0)
     run = running(config(api, hook))
     api.leave()
     for number in range(3):
@@ -602,6 +610,24 @@ def test_the_stop_is_bounded(api: BotApi, running: Any) -> None:
     until(lambda: not run.alerts._thread.is_alive())
     assert "not sent before the stop" in run.reports[-1][2]
     assert "stopped" in run.reports[-1][2]
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_waits_at_the_stop_goes_with_it(api: BotApi, running: Any) -> None:
+    """Messages that wait at the end are one message with the stop: a group's pause leaves no time for each."""
+    run = running(config(api, telegram_chat_id=GROUP))
+    lose(run.alerts, "BTCUSDT")
+    until(lambda: api.messages)
+    lose(run.alerts, "ETHUSDT")
+    run.alerts.note("clock_wrong", "binance", CLOCK_WRONG)
+    run.alerts.note("stopped", "tickcollect", STOPPED)
+    run.alerts.stop(8)
+    first, last = api.messages
+    assert "stopped" in last.title
+    assert last.title.endswith("(and 2 more messages)")
+    assert "ETHUSDT" in last.text
+    assert last.at_s - first.at_s > 3
+    assert run.reports == []
 
 
 @pytest.mark.usefixtures("quick")

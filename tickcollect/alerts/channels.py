@@ -47,6 +47,8 @@ TELEGRAM_FILE_BYTES = 50_000_000
 CHAT_PAUSE_S = 1.05
 GROUP_PAUSE_S = 3.2
 """Leaves 19 messages in any 60 s."""
+SERVICE_PAUSE_S = 1.0
+"""Shortest pause for a service of apprise; many want longer ones, which apprise knows."""
 TELEGRAM_TIMEOUT_S = 5.0
 TELEGRAM_FILE_TIMEOUT_S = 60.0
 TELEGRAM_WITHIN_S = 20.0
@@ -584,7 +586,7 @@ def _open_apprise(url: str, key: str) -> AppriseService:
         raise ConfigError([Problem("configuration", None, key, wrong, "Remove it: certificates are always verified")])
     return AppriseService(
         name=" ".join(part for part in (scheme, _host(url), f"({key})") if part),
-        pause_s=max(1.0, float(service.request_rate_per_sec)),
+        pause_s=max(SERVICE_PAUSE_S, float(service.request_rate_per_sec)),
         units=int(service.body_maxlen),
         takes_files=bool(service.attachment_support),
         key=key,
