@@ -11,16 +11,12 @@ An ordinary run does each fault as often as makes a difference; `FAULT_POINTS=al
 import contextlib
 import functools
 import os
-import random
 import shutil
 import signal
 import ssl
-import threading
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -28,98 +24,16 @@ from pathlib import Path
 import boto3
 import pytest
 from conftest import Ended, Programs, journal, until
-from loguru import logger
 from stores.bad import CarelessStore, Manners, careless
 from stores.listening import authority
 from stores.proxy import SLOW_S, Fault, Moment, Proxy, faulty
-from stores.swift import SECRET_KEY, STRANGER_KEY, STRANGER_SECRET, Bucket, SwiftStore, config_keys, sha256_of
+from stores.site import BIG, BRIEF, DELETING, LIMITS, SECRETS, SMALL, Site, name_of
+from stores.swift import STRANGER_KEY, STRANGER_SECRET, Bucket, SwiftStore, config_keys, sha256_of
 
 from tickcollect import store as stores
-from tickcollect.config import load
-from tickcollect.store import Limits, open_store
-from tickcollect.upload import BusyError, Options, Outcome, Patience, World, run
+from tickcollect.upload import BusyError, Options, Outcome
 
 ALL = os.environ.get("FAULT_POINTS") == "all"
-
-SMALL = 3_000
-BIG = 2_500_000
-"""Three parts, where `LIMITS` hold."""
-LIMITS = Limits(one_put_bytes=1_000_000, part_bytes=1 << 20)
-SECRETS = (SECRET_KEY, STRANGER_SECRET)
-
-PLAIN = Options()
-DELETING = Options(delete_after_days=0)
-SOON = Patience(within_s=60, first_s=0.005, longest_s=0.02)
-BRIEF = Patience(within_s=0.3, first_s=0.005, longest_s=0.02)
-
-
-def name_of(number: int, day: int = 18) -> str:
-    """Return the name of a sealed file."""
-    return f"binance/trade/S{number}USDT/S{number}USDT-trade-2026-11-{day}-{number * 100}-{number * 100 + 9}.csv.zip"
-
-
-@dataclass
-class Site:
-    """A data directory with sealed files, and how to upload it in this process."""
-
-    data_dir: Path
-    keys: dict[str, object]
-    files: dict[str, bytes] = field(default_factory=dict)
-    said: list[str] = field(default_factory=list)
-
-    def seal(self, name: str, size: int = SMALL) -> bytes:
-        """Make a sealed file of random bytes: what is in it is none of the uploader's business."""
-        return self.seal_as(name, random.Random(name).randbytes(size))
-
-    def seal_as(self, name: str, data: bytes) -> bytes:
-        """Make a sealed file of these bytes."""
-        path = self.data_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        self.files[name] = data
-        return data
-
-    def run(
-        self,
-        options: Options = PLAIN,
-        patience: Patience = SOON,
-        later: timedelta = timedelta(0),
-        *,
-        reads_back: bool = False,
-    ) -> Outcome:
-        """Upload once."""
-        config = load(None, {}, {"DATA_DIR": str(self.data_dir), "UPLOAD_PARALLEL": 8, **self.keys})
-        world = World(
-            lambda: time.time_ns() + later // timedelta(microseconds=1) * 1000,
-            time.monotonic,
-            random.Random(1).uniform,
-            threading.Event(),
-        )
-        sink = logger.add(self.said.append, level="DEBUG", format="{message}\n{exception}")
-        try:
-            with contextlib.closing(open_store(config, LIMITS, reads_back=reads_back)) as store:
-                outcome = run(config, store, options, world, patience)
-        finally:
-            logger.remove(sink)
-        self.said += outcome.lines()
-        return outcome
-
-    def uploaded(self) -> dict[str, str]:
-        """Return which files the journal calls uploaded, and with which SHA-256."""
-        return {entry["file"]: entry["sha256"] for entry in journal(self.data_dir, "uploaded")}
-
-    def check(self, held: dict[str, bytes], created: list[str]) -> None:
-        """Assert what always holds, given what the store holds and what was ever written there by us."""
-        assert all(count == 1 for count in Counter(created).values()), "an object was overwritten"
-        for name, sha256 in self.uploaded().items():
-            assert held[name] == self.files[name], f"the journal believes a wrong {name}"
-            assert sha256 == sha256_of(self.files[name])
-        for name, data in self.files.items():
-            path = self.data_dir / name
-            assert path.read_bytes() == data if path.exists() else held[name] == data, f"{name} is gone without proof"
-        text = "".join(self.said) + (self.data_dir / "journal.jsonl").read_text()
-        assert not any(secret in text for secret in SECRETS), "a secret came out"
-        assert "Traceback" not in text
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -574,10 +488,15 @@ LIARS = [
     for checksums in (True, False)
     for believes in (False, True)
 ]
+SIZED_LIARS = [
+    (size, manners) for size in (SMALL, BIG) for manners in LIARS if ALL or size == SMALL or manners.believes
+]
 
 
-def manner_of(manners: Manners) -> str:
-    """Name the switches that are set."""
+def manner_of(manners: object) -> str:
+    """Name the switches that are set, or the size of a file."""
+    if not isinstance(manners, Manners):
+        return "small" if manners == SMALL else "big"
     return "-".join(
         name if value is True else f"no-{name}" if value is False else str(value)
         for name, value in vars(manners).items()
@@ -585,8 +504,7 @@ def manner_of(manners: Manners) -> str:
     )
 
 
-@pytest.mark.parametrize("size", [SMALL, BIG], ids=["small", "big"])
-@pytest.mark.parametrize("manners", LIARS, ids=manner_of)
+@pytest.mark.parametrize(("size", "manners"), SIZED_LIARS, ids=manner_of)
 def test_store_that_damages_is_never_believed(bad: tuple[CarelessStore, Site], manners: Manners, size: int) -> None:
     """Whatever a store says of it: bytes that it does not hold are not `uploaded`, and the file stays here.
 
