@@ -517,6 +517,20 @@ def test_a_lost_answer_is_found_out(site: Site) -> None:
     assert len(journal(site.data, "uploaded")) == 1
 
 
+def test_a_file_that_is_proved_at_the_second_look_was_sent(site: Site) -> None:
+    """Taken by the store, but its first look afterwards failed: the next attempt finds it, and it counts as sent."""
+    site.seal(file_of(0))
+    store = Scripted()
+
+    def fail_once_after_the_put(what: str, _key: str) -> Exception | None:
+        looks = [asked for asked, _ in store.asked].count("look")
+        return BUSY if what == "look" and looks == 2 else None
+
+    store.fails = fail_once_after_the_put
+    outcome = site.run(store=store)
+    assert (outcome.complete, outcome.sent, outcome.already) == (True, 1, 0)
+
+
 def test_no_file_is_begun_after_the_deadline(site: Site) -> None:
     """When the time is over, what was not begun waits for the next run."""
     site.seal(file_of(0))

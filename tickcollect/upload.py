@@ -482,6 +482,7 @@ class Run:
         self._progress = progress
         self._deadline_s = world.monotonic_s() + patience.within_s
         self._proofs: dict[str, Proof] = {}
+        self._taken: set[str] = set()
         self._most_attempts = 0
         self._may_look = False
         self._tried = threading.Event()
@@ -546,12 +547,12 @@ class Run:
     def _settle(self, item: Item) -> bool:
         """Bring one file to the store, and delete it here if it is due; return whether it is there, as far as known."""
         try:
-            return self._settled(item)
+            return self._bring(item)
         finally:
             self._tried.set()
             self._progress.ended(item.file)
 
-    def _settled(self, item: Item) -> bool:
+    def _bring(self, item: Item) -> bool:
         there = is_known(item, self._proofs.get(item.file))
         if self._world.monotonic_s() > self._deadline_s:
             text = "the time for this run is over (UPLOAD_WITHIN_H); the next run goes on"
@@ -646,6 +647,8 @@ class Run:
         found = self._look(key)
         if isinstance(found, Held):
             by = self._same(key, found, digests)
+            if item.file in self._taken:
+                self._count_sent(item)
             if not is_on_record or (known is not None and known.mtime_ns != source.mtime_ns):
                 self._record(item, source, key, digests, f"held: {by}", found)
             self._progress.went(item.bytes)
@@ -663,6 +666,7 @@ class Run:
         source.went = went
         try:
             receipt = self._store.put(key, source, digests)
+            self._taken.add(item.file)
             proof = arrival(self._store, key, digests, receipt)
         except NameTakenError:
             went.undo()
@@ -670,11 +674,15 @@ class Run:
         except BaseException:
             went.undo()
             raise
-        with self._lock:
-            self.outcome.sent += 1
-            self.outcome.sent_bytes += item.bytes
+        self._count_sent(item)
         self._record(item, source, key, digests, proof, receipt.said)
         return key
+
+    def _count_sent(self, item: Item) -> None:
+        with self._lock:
+            self._taken.discard(item.file)
+            self.outcome.sent += 1
+            self.outcome.sent_bytes += item.bytes
 
     def _look(self, key: str) -> Held | Absent | CannotTell:
         """Look; a key that could look when the run began and now cannot has expired, or something like it."""
