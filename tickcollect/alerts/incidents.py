@@ -255,7 +255,9 @@ class Incidents:
         return self._topics[name]
 
     def _moment(self, topic: _Topic, news: _News) -> None:
-        key = f"{news.event} {news.subject}" if topic.name == "started" else news.subject
+        key = news.subject
+        if topic.name == "started":
+            key = "" if news.event == "started" else f"{news.event} {news.subject}"
         trouble = self._trouble(topic, key, news)
         if trouble is not None:
             trouble.ended_s, trouble.ended_ns = news.now_s, news.now_ns
