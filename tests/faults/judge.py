@@ -29,7 +29,7 @@ from .exchange import Issued
 from .target import SECRETS, Target
 
 NOT_DATA = {"journal.jsonl", "status.json"}
-NOT_DATA_FOLDERS = {"quarantine"}
+NOT_DATA_FOLDERS = {"measured", "quarantine"}
 NUMBERS = re.compile(rb"[0-9]+(?:\.[0-9]+)?")
 OWN_NAME = re.compile(r"(?P<symbol>\w+)-trade-\d{4}-\d\d-\d\d-(?P<first>\d+)(?:-(?P<last>\d+))?\.csv(?:\.zip)?")
 MORE_MEMORY_MB = 25.0
