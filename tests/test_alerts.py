@@ -2,6 +2,8 @@
 
 import math
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -766,6 +768,21 @@ def test_a_short_program_hears_of_failures(api: BotApi, answer: Answer, error: s
     (state,) = post.send_files(config(api), notice("report"), within_s=1.0)
     assert state.error.startswith(error)
     assert (state.sent, state.dropped, state.waiting) == (0, dropped, 0)
+
+
+def test_a_service_that_hangs_does_not_keep_the_program_alive(hook: Site) -> None:
+    """A program ends when it is done, whatever a service still holds: no thread of a library is waited for."""
+    hook.always = Answer(instead="hang")
+    program = (
+        "from tickcollect.alerts import post\n"
+        "from tickcollect.alerts.incidents import Notice\n"
+        "from tickcollect.config import Config\n"
+        f"config = Config.model_validate({{'alert_urls': ['json://127.0.0.1:{hook.port}/?rto=300']}})\n"
+        "notice = Notice('report', 'info', 'tick1: report', (), 'tick1/report', True)\n"
+        "print(post.send_files(config, notice, within_s=0.5)[0].dropped)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "1\n", "")
 
 
 def test_a_short_program_without_channels() -> None:

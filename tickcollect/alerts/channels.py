@@ -20,6 +20,7 @@ telegram and apprise are imported when channels are opened: commands that send n
 
 import asyncio
 import html
+import inspect
 import logging
 import os
 import re
@@ -567,7 +568,10 @@ def _open_apprise(url: str, key: str) -> AppriseService:
     from apprise import Apprise, AppriseAsset  # noqa: PLC0415 - see the module's docstring
 
     scheme = url.partition("://")[0].lower()
-    asset = AppriseAsset(app_id="tickcollect", app_desc="tickcollect", app_url="", async_mode=False)
+    # A time limit of apprise's own would send from a thread that the process waits for at its end.
+    knows_limits = "service_timeout" in inspect.signature(AppriseAsset).parameters
+    unlimited: dict[str, Any] = {"service_timeout": 0} if knows_limits else {}
+    asset = AppriseAsset(app_id="tickcollect", app_desc="tickcollect", app_url="", async_mode=False, **unlimited)
     sender, said = Apprise(asset=asset), list[str]()
     remembered = _reasons.set(said)
     try:
