@@ -650,6 +650,17 @@ def test_holes_beyond_those_kept_are_counted() -> None:
     assert "Not counted here: 10 further gaps; the journal has each." in notice.lines
 
 
+def test_feeds_beyond_those_kept_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more feeds than are kept the first are named, and every happening is in the count."""
+    monkeypatch.setattr(incidents_module, "TROUBLES_KEPT", 2)
+    night = Night()
+    for number_ in range(5):
+        night.note("contradicted", f"binance/trade/S{number_}", id=number_)
+    night.passes(10)
+    [notice] = night.notices()
+    assert notice.title == ("tick1: 5 IDs came again with other content: binance/trade/S0, binance/trade/S1 and 3 more")
+
+
 def test_gap_that_is_filled_in_very_many_places_stays_small() -> None:
     """A hole that is filled piece by piece is kept as a bounded number of ranges, and no ID is counted twice."""
     account = Missing(BTC)
