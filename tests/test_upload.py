@@ -706,18 +706,29 @@ def test_a_blind_key_deletes_only_where_receipts_are_trusted(trust: bool, site: 
         assert "--trust-receipt" in outcome.reasons[0]
 
 
-def test_a_file_put_in_the_place_of_another_stays(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def replace_file(path: Path) -> None:
+    path.unlink()
+    path.write_bytes(b"new")
+
+
+def replace_directory(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("moved"))
+    path.parent.mkdir()
+    path.write_bytes(b"new")
+
+
+@pytest.mark.parametrize("replace", [replace_file, replace_directory])
+def test_a_file_put_in_the_place_of_another_stays(replace: Callable[[Path], None], site: Site) -> None:
     """What is deleted is the file that was read, not what has its name a moment later."""
     path = site.seal(file_of(0))
     store = Scripted()
 
-    def replace(what: str, _key: str) -> Exception | None:
-        if what == "look" and store.held:
-            path.unlink()
-            path.write_bytes(b"new")
+    def replace_at_the_last_look(what: str, _key: str) -> Exception | None:
+        if what == "look" and [asked for asked, _ in store.asked].count("look") == 3:
+            replace(path)
         return None
 
-    store.fails = replace
+    store.fails = replace_at_the_last_look
     assert site.run(DELETE, store=store).deleted == 0
     assert path.read_bytes() == b"new"
 
