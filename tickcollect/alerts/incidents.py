@@ -589,7 +589,7 @@ class Incidents:
         title = f"{self.name}: heartbeat, {' and '.join(bad) or 'all is well'}"
         lines = [clean(state), *self._counts(day, now_ns), *standing]
         lines.append("This comes every day. If it does not, look at the machine.")
-        self._day, self._heartbeat_ns = None, self._next_heartbeat_ns(now_ns)
+        self._day, self._heartbeat_ns = _Day(now_ns), self._next_heartbeat_ns(now_ns)
         level: Level = "warning" if bad else "info"
         incident = self._incident("heartbeat", now_ns)
         return Notice("heartbeat", level, title, tuple(line for line in lines if line), incident, ended=True)
