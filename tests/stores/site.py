@@ -94,9 +94,14 @@ class Site:
         for name, sha256 in self.uploaded().items():
             assert held[name] == self.files[name], f"the journal believes a wrong {name}"
             assert sha256 == sha256_of(self.files[name])
+        deleted = {entry["file"] for entry in journal(self.data_dir, "deleted")}
         for name, data in self.files.items():
             path = self.data_dir / name
-            assert path.read_bytes() == data if path.exists() else held[name] == data, f"{name} is gone without proof"
+            if path.exists():
+                assert path.read_bytes() == data
+            else:
+                assert held[name] == data, f"{name} is gone without proof"
+                assert name in deleted, f"{name} is gone without a word"
         kept = [path.read_text() for path in self.data_dir.glob("*.json*")]
         text = "".join((*self.said, *kept))
         assert not any(secret in text for secret in SECRETS), "a secret came out"
