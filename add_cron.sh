@@ -30,7 +30,8 @@ Run it in the directory where `tickcollect run` is started: a relative DATA_DIR 
   --no-report          upload only; do not send the report
   --reboot             start `tickcollect run` when the machine starts, too
   --log FILE           where the output goes  [default: nightly.log in this directory]
-  --tickcollect FILE   the program  [default: that of the active venv, of PATH, of .venv here, of ~/.local/bin]
+  --tickcollect FILE   the program  [default: that of the active venv, of PATH, of .venv here
+                       or beside this script, of ~/.local/bin]
 
 Exit codes: 0 done; 1 it cannot be done, or nothing is installed (show, remove); 2 a mistake in the command line.
 END
@@ -105,7 +106,7 @@ suffix() {
 
 find_program() {
     for found in "$program" "${VIRTUAL_ENV:+$VIRTUAL_ENV/bin/tickcollect}" "$(command -v tickcollect || :)" \
-        "$(absolute "$(dirname "$0")")/.venv/bin/tickcollect" "$PWD/.venv/bin/tickcollect" "$HOME/.local/bin/tickcollect"; do
+        "$PWD/.venv/bin/tickcollect" "$(absolute "$(dirname "$0")")/.venv/bin/tickcollect" "$HOME/.local/bin/tickcollect"; do
         [ -n "$found" ] || continue
         found=$(absolute "$found")
         if [ -x "$found" ] && [ ! -d "$found" ]; then
