@@ -421,7 +421,7 @@ def test_stop_says_what_is_still_open() -> None:
     assert night.texts() == [
         (
             "warning | tick1: stopped after 1,234,567 rows\n"
-            "3 gaps; 30 rows fetched from history; 15 rows missing. Ran for 2 h 5 min.\n"
+            "30 rows fetched from history; 15 rows missing. Ran for 2 h 5 min.\n"
             "Still: gap open, binance/trade/BTCUSDT, for 0 s.\n"
             "The next start fetches what can still be had."
         )

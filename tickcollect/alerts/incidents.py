@@ -621,8 +621,7 @@ class Incidents:
         standing, missing_ids = self._standing(now_s, now_ns), _whole(stopped.facts, "missing") or 0
         ran = "" if self._started is None else f" Ran for {duration(int(now_s - self._started.now_s))}."
         lines = [
-            line_of("{gaps} gaps; {filled} rows fetched from history; {missing} rows missing.", "", stopped.facts)
-            + ran,
+            line_of("{filled} rows fetched from history; {missing} rows missing.", "", stopped.facts) + ran,
             *standing,
         ]
         if standing or missing_ids:
