@@ -68,12 +68,14 @@ def site(tmp_path: Path, proxy: Proxy, bucket: Bucket) -> Site:
 # --- Harm that passes ------------------------------------------------------------------------------------------------
 
 
-PASSING = ("error", "slow-down", "too-many", "timeout", "reset", "cut", "slow")
+UNSAID = ("error", "slow-down", "too-many", "reset", "cut", "slow")
+"""What the answer to HEAD can tell, which has no body for a code."""
+PASSING = (*UNSAID, "timeout")
 HIDDEN = ("error", "slow-down", "reset", "cut", "slow", "flip", "html")
 BODIES = ("error", "slow-down", "too-many", "reset", "cut", "slow", "flip")
 
 ROWS: list[tuple[int, str, Moment, tuple[str, ...]]] = [
-    (SMALL, "head", "before", PASSING),
+    (SMALL, "head", "before", UNSAID),
     (SMALL, "head", "after", HIDDEN[:-1]),
     (SMALL, "put", "before", (*PASSING, "conflict")),
     (SMALL, "put", "body", BODIES),
