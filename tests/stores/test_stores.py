@@ -2,8 +2,15 @@
 
 import base64
 import contextlib
+import errno
 import hashlib
+import os
+import re
+import signal
+import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +23,7 @@ from mypy_boto3_s3 import S3Client
 from stores.bad import CarelessStore, Manners, careless
 from stores.listening import authority
 from stores.proxy import ANSWERS, Fault, Proxy, faulty
-from stores.swift import STRANGER_KEY, STRANGER_SECRET, Bucket, SwiftStore, client
+from stores.swift import STRANGER_KEY, STRANGER_SECRET, Bucket, SwiftStore, client, why_not
 
 DATA = bytes(range(256)) * 300
 WRONG = base64.b64encode(hashlib.sha256(b"something else").digest()).decode()
@@ -113,6 +120,47 @@ def test_judge_knows_its_users(swift: SwiftStore, bucket: Bucket, key: str, secr
     with contextlib.closing(client(swift.endpoint, key, secret)) as stranger, pytest.raises(ClientError) as refused:
         stranger.put_object(Bucket=bucket.name, Key="a", Body=DATA)
     assert (code_of(refused), bucket.keys()) == (code, [])
+
+
+def test_judge_says_why_it_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file system has no xattrs the reason names them, and nothing is left behind."""
+    assert why_not(tmp_path) == ""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(os, "setxattr", refuse)
+    assert "xattrs" in why_not(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_judge_ends_with_the_tests(tmp_path: Path, number: signal.Signals) -> None:
+    """However the tests end, no server of theirs stays."""
+    if reason := why_not(tmp_path):
+        pytest.skip(reason)
+    code = "import sys, time; from pathlib import Path; from stores.swift import serving\n"
+    code += "with serving(Path(sys.argv[1])) as store: print(store.port, flush=True); time.sleep(600)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=Path(__file__).parents[1],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as tests:
+        assert tests.stdout
+        port = int(tests.stdout.readline())
+        socket.create_connection(("127.0.0.1", port)).close()
+        tests.send_signal(number)
+    settings = [path.read_text() for path in tmp_path.rglob("*.conf") if path.name != "swift.conf"]
+    ports = {int(found) for text in settings for found in re.findall(r"bind_port = (\d+)", text)}
+    assert len(ports) == 4
+    until(lambda: not any(listens(port) for port in ports))
+
+
+def listens(port: int) -> bool:
+    """Tell whether somebody takes connections there."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
 
 
 # --- The proxy -------------------------------------------------------------------------------------------------------
