@@ -48,8 +48,6 @@ LOOK_EVERY_S = 0.25
 OVERFLOW_TOLD_EVERY_S = 600.0
 JOINED_WITHIN_S = 1.0
 """How long the thread may take for its end, beyond the time for sending."""
-ALL_OF_IT_S = 600.0
-"""By then every happening of a program that ends at once is due."""
 _OF_CHANNELS = frozenset({"channel_failed", "channel_again"})
 
 OnChannel = Callable[[str, str, str], None]
@@ -315,7 +313,7 @@ def tell_once(
     now_s, now_ns = clock.now_s(), clock.now_ns()
     for event, subject, facts in news:
         incidents.note(event, subject, facts, now_s, now_ns)
-    return _deliver(config, incidents.due(now_s + ALL_OF_IT_S, now_ns), within_s, clock)
+    return _deliver(config, incidents.finish(now_s, now_ns), within_s, clock)
 
 
 def send_files(config: Config, notice: Notice, within_s: float = 120.0) -> list[ChannelState]:
