@@ -243,16 +243,6 @@ SORTS: dict[str, Sort] = {
         "{file}: {detail}",
         "Nothing was overwritten, and the file stays here. Look whether another collector writes to the same place.",
     ),
-    "channel": Sort(
-        "trouble",
-        "error",
-        "alerts cannot be sent by {subject}",
-        "alerts cannot be sent by {n} channels: {subject}",
-        "{detail}",
-        "Other channels are not affected. `tickcollect alert-test` says what is wrong where.",
-        "alerts are sent again by {subject}",
-        "alerts are sent again by {n} channels: {subject}",
-    ),
 }  # fmt: skip
 """Every sort of incident, in its words."""
 
@@ -311,8 +301,8 @@ EVENTS: dict[str, tuple[tuple[Action, str], ...]] = {
     "name_taken": (("moment", "name_taken"),),
     "upload_done": (("moment", "upload_done"),),
     "upload_failed": (("moment", "upload"),),
-    "channel_failed": (("begin", "channel"),),
-    "channel_again": (("end", "channel"),),
+    "channel_failed": (),  # told to the other channels by `post`
+    "channel_again": (),
     "stopped": (),
 }
 """What each event is to an incident. One that is nothing is only counted."""
