@@ -856,7 +856,7 @@ class Storms(RuleBasedStateMachine):
         try:
             for symbol in range(10):
                 feed = f"binance/trade/S{symbol}"
-                for event in ("data_again", "disk_again", "disk_enough", "clock_offset", "channel_again"):
+                for event in ("data_again", "disk_again", "disk_enough", "clock_offset"):
                     self.night.note(event, feed, **{**FACTS, "link": "1 of 3"})
                     self.night.note(event, feed, **{**FACTS, "link": "2 of 3"})
                     self.night.note(event, feed, **{**FACTS, "link": "3 of 3"})
