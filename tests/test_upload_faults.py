@@ -243,7 +243,7 @@ UNUSABLE: dict[str, tuple[dict[str, object], str, str]] = {
 
 @pytest.mark.parametrize("case", UNUSABLE)
 def test_what_waiting_does_not_heal_is_told_at_once(site: Site, proxy: Proxy, bucket: Bucket, case: str) -> None:
-    """Credentials, bucket, permission, clock: two or three questions and no more, one line, nothing sent or deleted."""
+    """Credentials, bucket, permission, clock: one question and no more, one line, nothing sent or deleted."""
     keys, answer, kind = UNUSABLE[case]
     for n in range(8):
         site.seal(name_of(n))
@@ -254,7 +254,8 @@ def test_what_waiting_does_not_heal_is_told_at_once(site: Site, proxy: Proxy, bu
     assert outcome.stopped_by is not None
     assert outcome.stopped_by.kind == kind
     assert len(outcome.reasons) == 1
-    assert proxy.seen.total() <= 3 + 8
+    questions = 5 if kind == "permission" else 1  # a key that may not list or look may still be one that may put
+    assert proxy.seen.total() <= questions
     assert (len(outcome.waiting), outcome.deleted, bucket.keys()) == (8, 0, [])
     assert not any("planted" in line for line in site.said)
     site.check({}, proxy.created)
