@@ -6,6 +6,7 @@ KILLS ?= 500
 BENCH ?= full
 MINUTES ?= 30
 SECONDS ?= 60
+WORKERS ?= 2
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -26,8 +27,8 @@ help: ## show this list
 demo: $(app) ## collect a generated market for some seconds; no network needed
 	@.venv/bin/tickcollect demo
 
-test: $(dev) ## run the tests
-	@$(in_venv) pytest
+test: $(dev) ## run the tests, WORKERS=2 files at a time
+	@$(in_venv) pytest -n $(WORKERS) --dist loadfile
 
 check: $(dev) ## format, lint, types
 	@$(in_venv) ruff format --check .
@@ -40,9 +41,10 @@ bench: $(dev) ## measure speed, memory and delays (some minutes; BENCH=quick for
 bench-docs: $(dev) ## put the results of the last `make bench` into docs/benchmarks.md
 	@.venv/bin/python benchmarks/report.py
 
-kill: $(dev) ## kill the collector at random moments, KILLS=500 times
-	@KILLS=$(KILLS) $(in_venv) pytest --timeout 3600 tests/test_segments_kill.py tests/test_kill.py tests/test_soak.py -k kill
-	@FAULT_POINTS=all $(in_venv) pytest --timeout 3600 tests/test_fault_points.py
+kill: $(dev) ## kill collector and uploader at random moments, KILLS=500 times
+	@KILLS=$(KILLS) $(in_venv) pytest --timeout 3600 tests/test_segments_kill.py tests/test_kill.py tests/test_soak.py \
+		tests/test_upload_kill.py -k kill
+	@FAULT_POINTS=all $(in_venv) pytest --timeout 3600 tests/test_fault_points.py tests/test_upload_faults.py
 
 soak: $(dev) ## collect through random faults, MINUTES=30 long; SEED=7 for the same faults again
 	@$(in_venv) tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
