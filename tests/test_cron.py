@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -123,13 +124,15 @@ def machine_in(folder: Path, zone: str = "Etc/UTC") -> Iterator[Machine]:
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with a configuration, whose name is a trial for sh and for cron."""
-    made = tmp_path_factory.mktemp("c") / "it's 5% \\% off"
-    made.mkdir()
-    (made / "config.json").write_text('{"AWS_SECRET_KEY": "planted-secret", "AWS_ACCESS_KEY": "planted-id"}')
-    (made / "config.json").chmod(0o600)
-    return made
+def folder() -> Iterator[Path]:
+    """Make a directory with a configuration, whose name is a trial for sh and for cron, but not for cron's longest."""
+    with TemporaryDirectory(prefix="c") as above:
+        Path(above).chmod(0o755)
+        made = Path(above) / "it's 5% \\% off"
+        made.mkdir()
+        (made / "config.json").write_text('{"AWS_SECRET_KEY": "planted-secret", "AWS_ACCESS_KEY": "planted-id"}')
+        (made / "config.json").chmod(0o600)
+        yield made
 
 
 @pytest.fixture
