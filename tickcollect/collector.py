@@ -2,18 +2,20 @@
 
     keep (one a connection) ─▶ Inbox ─▶ Writer ─▶ Segments (disk thread) ─▶ sealing (its own thread) ─▶ .csv.zip
                                           │
-                                          └─▶ happenings ─▶ journal, log, status
+                                          └─▶ happenings ─▶ journal, log, alerts
+                                                              snapshot ─▶ status, metrics, systemd
 
 `collect` is the life of one run:
 
-1. Prepare. Ask each exchange for its symbols and refuse what it does not list, before any file is made. Then take the
-   feeds' locks and recover their files (`Collector.open`).
+1. Prepare. Take the metrics' port and begin to tell people. Ask each exchange for its symbols and refuse what it does
+   not list, before any file is made. Then take the feeds' locks and recover their files (`Collector.open`).
 2. Run. One task a connection, one writer, and a few that look around now and then: sync, seal, silence, midnight,
-   disk, status. All of them are in one `TaskGroup`: none can die unnoticed.
+   disk, the exchange's list, what waits for the upload. All of them are in one `TaskGroup`: none can die unnoticed.
 3. Stop in order. Close the sockets, drain the queue, end what waits, sync, write the last status, tell what was done.
    A second signal ends the process at once; the next start recovers.
 
-Slow work never runs in the event loop: appends have a thread, syncs have one, sealing has one with a low priority.
+Slow work never runs in the event loop: appends have a thread, syncs have one, sealing has one with a low priority, and
+alerts and metrics have theirs.
 """
 
 import asyncio
