@@ -28,7 +28,10 @@ import zstandard
 from tickcollect.dataset.replay import Market, ReplayServer, open_recordings, serve
 
 if TYPE_CHECKING:
-    from stores.swift import SwiftStore
+    from channels.bot_api import BotApi
+    from channels.web import Site
+    from stores.proxy import Proxy
+    from stores.swift import Bucket, SwiftStore
 
 Result = TypeVar("Result")
 
@@ -249,6 +252,45 @@ def swift(tmp_path_factory: pytest.TempPathFactory) -> Iterator["SwiftStore"]:
         pytest.skip(reason)
     with serving(folder) as store:
         yield store
+
+
+@pytest.fixture
+def bucket(swift: "SwiftStore") -> Iterator["Bucket"]:
+    """Make an empty bucket of Swift's."""
+    with swift.bucket() as made:
+        yield made
+
+
+@pytest.fixture
+def proxy(swift: "SwiftStore") -> Iterator["Proxy"]:
+    """Run a proxy before Swift, which does harm when told to."""
+    from stores.proxy import faulty
+
+    with faulty(swift.port) as made:
+        yield made
+
+
+# --- The people concerned ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def api() -> Iterator["BotApi"]:
+    """Serve Telegram's Bot API."""
+    from channels.bot_api import BotApi
+    from channels.web import serving
+
+    bot = BotApi()
+    with serving(bot):
+        yield bot
+
+
+@pytest.fixture
+def hook() -> Iterator["Site"]:
+    """Serve a webhook that takes everything."""
+    from channels.web import Answer, Site, serving
+
+    with serving(Site(respond=lambda _: Answer(200, b"{}"))) as site:
+        yield site
 
 
 # --- What it leaves behind -----------------------------------------------------------------------------------------

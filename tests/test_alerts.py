@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from channels.bot_api import CHAT, GROUP, TOKEN, BotApi, failure, too_many
-from channels.web import Answer, Site, serving
+from channels.web import Answer, Site
 from conftest import until
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -382,21 +382,6 @@ TestLife = Life.TestCase
 
 
 # --- From happenings to people -------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def api() -> Iterator[BotApi]:
-    """Serve a Bot API."""
-    with serving(BotApi()) as site:
-        assert isinstance(site, BotApi)
-        yield site
-
-
-@pytest.fixture
-def hook() -> Iterator[Site]:
-    """Serve a webhook that takes everything."""
-    with serving(Site(respond=lambda _: Answer(200, b"{}"))) as site:
-        yield site
 
 
 def config(api: BotApi | None = None, hook: Site | None = None, **keys: Any) -> Config:

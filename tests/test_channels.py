@@ -23,7 +23,7 @@ from channels.bot_api import (
     visible,
 )
 from channels.mail import Mailbox, mail_server, text_of
-from channels.web import Answer, Site, serving
+from channels.web import Answer, Site
 from conftest import Programs
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -63,21 +63,6 @@ def refused(channel: Channel, message: Notice) -> ChannelError:
     with pytest.raises(ChannelError) as error:
         sent(channel, message)
     return error.value
-
-
-@pytest.fixture
-def api() -> Iterator[BotApi]:
-    """Serve a Bot API."""
-    with serving(BotApi()) as site:
-        assert isinstance(site, BotApi)
-        yield site
-
-
-@pytest.fixture
-def hook() -> Iterator[Site]:
-    """Serve a webhook that takes everything."""
-    with serving(Site(respond=lambda _: Answer(200, b"{}"))) as site:
-        yield site
 
 
 @pytest.fixture

@@ -779,7 +779,7 @@ class Storms(RuleBasedStateMachine):
             self.counted[topic.name] += told.count
             return told
 
-        self.night.incidents._message = message  # type: ignore[method-assign]
+        self.night.incidents._message = message  # type: ignore[method-assign] # counts what is said
 
     @rule(
         event=st.sampled_from(sorted(set(EVENTS) - {"stopped", "filled", "absent", "lost", "gap"})),

@@ -3,27 +3,16 @@
 import json
 import signal
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from channels.bot_api import CHAT, TOKEN, BotApi, failure
-from channels.web import serving
 from conftest import Exchange, Program, Programs, exchange, ids, journal, rows, rows_told, status_of, until
 
 from tickcollect.dataset.replay import GeneratedMarket
 
 SYMBOL = "BTCUSDT"
 FEED = f"binance/trade/{SYMBOL}"
-
-
-@pytest.fixture
-def api() -> Iterator[BotApi]:
-    """Telegram, on loopback."""
-    bot = BotApi()
-    with serving(bot):
-        yield bot
 
 
 def market() -> GeneratedMarket:

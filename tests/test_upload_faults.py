@@ -45,20 +45,6 @@ def one_session() -> Iterator[None]:
 
 
 @pytest.fixture
-def bucket(swift: SwiftStore) -> Iterator[Bucket]:
-    """Make an empty bucket of the judge."""
-    with swift.bucket() as made:
-        yield made
-
-
-@pytest.fixture
-def proxy(swift: SwiftStore) -> Iterator[Proxy]:
-    """Run a proxy before the judge."""
-    with faulty(swift.port) as made:
-        yield made
-
-
-@pytest.fixture
 def site(tmp_path: Path, proxy: Proxy, bucket: Bucket) -> Site:
     """Make a data directory whose files go to the judge, through the proxy."""
     (tmp_path / "data").mkdir()

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Programs, until
-from stores.proxy import Proxy, faulty
+from stores.proxy import Proxy
 from stores.site import BIG, DELETING, SECRETS, Site, name_of
-from stores.swift import Bucket, SwiftStore, config_keys
+from stores.swift import Bucket, config_keys
 
 KILLS = int(os.environ.get("KILLS", "15"))
 SEED = int(os.environ.get("SEED", str(random.SystemRandom().randrange(10**6))))
@@ -39,20 +39,6 @@ from stores.site import DELETING, Site
 sys.exit(not Site(Path(sys.argv[1]), json.loads(sys.argv[2])).run(DELETING).complete)
 """
 """What sends files in parts that are small enough for a test; the command does so above 5 GB."""
-
-
-@pytest.fixture
-def bucket(swift: SwiftStore) -> Iterator[Bucket]:
-    """Make an empty bucket of the judge."""
-    with swift.bucket() as made:
-        yield made
-
-
-@pytest.fixture
-def proxy(swift: SwiftStore) -> Iterator[Proxy]:
-    """Run a proxy before the judge, which only counts."""
-    with faulty(swift.port) as made:
-        yield made
 
 
 @dataclass

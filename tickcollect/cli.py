@@ -86,9 +86,9 @@ def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> No
 
     0 all is well, 1 it collects with trouble, 2 it is dead or hangs, 3 none has run here.
     """
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from tickcollect import status as state  # noqa: PLC0415
+    from tickcollect import status as state
 
     config = _config(config_path, (), {"data_dir": data_dir}, needs_feeds=False)
     try:
@@ -113,7 +113,7 @@ def alert_test(config_path: Path | None) -> None:
 
     0 all were sent, 1 a channel failed, 2 no channel is configured, or a mistake in the configuration.
     """
-    from tickcollect.alerts import post  # noqa: PLC0415
+    from tickcollect.alerts import post
 
     config = _config(config_path, (), {}, needs_feeds=False)
     with _failures_told():
@@ -145,8 +145,8 @@ def report(last: str | None, number: int, form: str | None, config_path: Path | 
 
     0 complete, 1 something is missing, or could not be sent, 2 a mistake, 3 there is no data of that day.
     """
-    from tickcollect.report import ReportError, days_asked, of_config  # noqa: PLC0415
-    from tickcollect.report.shown import show  # noqa: PLC0415
+    from tickcollect.report import ReportError, days_asked, of_config
+    from tickcollect.report.shown import show
 
     config = _config(config_path, (), options, needs_feeds=False)
     now = datetime.now(UTC)
@@ -189,8 +189,8 @@ def upload(config_path: Path | None, data_dir: Path | None, to: str | None, **fl
     Nothing is overwritten there; nothing is deleted here without proof. 0 everything is there, 1 something is not,
     2 a mistake in the configuration, 75 another upload is at work, 130 stopped by a signal.
     """
-    from tickcollect.store import NotConfiguredError, StoreError  # noqa: PLC0415
-    from tickcollect.upload import BusyError, Options, UploadError  # noqa: PLC0415
+    from tickcollect.store import NotConfiguredError, StoreError
+    from tickcollect.upload import BusyError, Options, UploadError
 
     config = _config(config_path, (), {"data_dir": data_dir}, needs_feeds=False, more=_store_keys(to))
     dry_run, read_back = flags.pop("dry_run"), flags.pop("read_back")
@@ -228,9 +228,9 @@ def check(config_path: Path | None, wait_s: float, no_send: bool, as_json: bool)
     Connects as `run` does and waits for a live message of each stream; nothing is written. 0 ready, 1 something would
     not work.
     """
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
-    from tickcollect import check as looks  # noqa: PLC0415
+    from tickcollect import check as looks
 
     config = _config(config_path, (), {}, needs_feeds=False)
     if not config.collect:
@@ -278,10 +278,10 @@ Examples:
 )
 def replay(paths: tuple[Path, ...], speed: str, start_delay: float, **options: Any) -> None:
     """Play recorded or collected files, or a generated market, in Binance's own protocol."""
-    import math  # noqa: PLC0415
-    import ssl  # noqa: PLC0415
+    import math
+    import ssl
 
-    from tickcollect.dataset.replay import RecordingError, ReplayOptions, play  # noqa: PLC0415
+    from tickcollect.dataset.replay import RecordingError, ReplayOptions, play
 
     try:
         factor = math.inf if speed == "max" else float(speed)
@@ -303,7 +303,7 @@ def replay(paths: tuple[Path, ...], speed: str, start_delay: float, **options: A
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep the files in this directory.")
 def demo(seconds: float, keep: Path | None) -> None:
     """Collect from a generated market on this machine: no network, nothing to configure."""
-    from tickcollect.demo import show  # noqa: PLC0415
+    from tickcollect.demo import show
 
     with _failures_told():
         sys.exit(asyncio.run(show(seconds, keep)))
@@ -321,7 +321,7 @@ def _config(
     more: Mapping[str, object] = MappingProxyType({}),
 ) -> "Config":
     """Read the configuration with the command line over it; a mistake ends the program with all mistakes told."""
-    from tickcollect.config import ConfigError, load, warnings  # noqa: PLC0415
+    from tickcollect.config import ConfigError, load, warnings
 
     overrides: dict[str, object] = dict(more)
     if options.get("data_dir") is not None:
@@ -348,8 +348,8 @@ def _config(
 
 def _with_upload(snapshot: "Snapshot", data_dir: Path, now_ns: int) -> "Snapshot":
     """Return a snapshot whose upload is that of now also where no collector looks at it any more."""
-    from tickcollect.backlog import renewed  # noqa: PLC0415
-    from tickcollect.status import Health, alive, judge  # noqa: PLC0415
+    from tickcollect.backlog import renewed
+    from tickcollect.status import Health, alive, judge
 
     collects = judge(snapshot, now_ns, alive(snapshot)).health < Health.NOT_COLLECTING
     return snapshot if collects else renewed(data_dir, snapshot)
@@ -358,11 +358,11 @@ def _with_upload(snapshot: "Snapshot", data_dir: Path, now_ns: int) -> "Snapshot
 @contextlib.contextmanager
 def _failures_told(more: Mapping[type[Exception], int] = MappingProxyType({})) -> Iterator[None]:
     """Turn what can fail, and what `more` names, into one line and an exit code."""
-    from tickcollect.config import ConfigError  # noqa: PLC0415
-    from tickcollect.journal import JournalError  # noqa: PLC0415
-    from tickcollect.segments import InUseError, SegmentError  # noqa: PLC0415
-    from tickcollect.status import StatusError  # noqa: PLC0415
-    from tickcollect.venues import StartError  # noqa: PLC0415
+    from tickcollect.config import ConfigError
+    from tickcollect.journal import JournalError
+    from tickcollect.segments import InUseError, SegmentError
+    from tickcollect.status import StatusError
+    from tickcollect.venues import StartError
 
     codes: dict[type[Exception], int] = {
         ConfigError: EXIT_MISTAKE,
@@ -394,7 +394,7 @@ def _store_keys(to: str | None) -> dict[str, object]:
 
 @contextlib.contextmanager
 def _opened_store(config: "Config", *, reads_back: bool) -> Iterator["Store"]:
-    from tickcollect.store import open_store  # noqa: PLC0415
+    from tickcollect.store import open_store
 
     store = open_store(config, reads_back=reads_back)
     try:
@@ -405,11 +405,11 @@ def _opened_store(config: "Config", *, reads_back: bool) -> Iterator["Store"]:
 
 def _send_report(config: "Config", found: "Report") -> int:
     """Send a report with its CSV and its chart to every channel, tell what went wrong, and return an exit code."""
-    from tempfile import TemporaryDirectory  # noqa: PLC0415
+    from tempfile import TemporaryDirectory
 
-    from tickcollect.alerts.post import collector_name, send_files  # noqa: PLC0415
-    from tickcollect.chart import draw  # noqa: PLC0415
-    from tickcollect.report.shown import notice, to_csv  # noqa: PLC0415
+    from tickcollect.alerts.post import collector_name, send_files
+    from tickcollect.chart import draw
+    from tickcollect.report.shown import notice, to_csv
 
     period = "-to-".join(dict.fromkeys((found.days[0], found.days[-1])))
     with TemporaryDirectory(prefix="tickcollect-") as folder:
@@ -426,8 +426,8 @@ def _send_report(config: "Config", found: "Report") -> int:
 
 
 def _show_foreseen(config: "Config", store: "Store", options: "Options") -> None:
-    from tickcollect.status import size  # noqa: PLC0415
-    from tickcollect.upload import foresee  # noqa: PLC0415
+    from tickcollect.status import size
+    from tickcollect.upload import foresee
 
     found, strange = foresee(config.data_dir, store, options, time.time_ns())
     to_do = [one for one in found if one.doing]
@@ -438,12 +438,12 @@ def _show_foreseen(config: "Config", store: "Store", options: "Options") -> None
 
 def _upload(config: "Config", options: "Options", *, reads_back: bool) -> int:
     """Run the upload, tell how it went, here and to the channels, and return the exit code."""
-    from random import SystemRandom  # noqa: PLC0415
+    from random import SystemRandom
 
-    from tickcollect.backlog import destination  # noqa: PLC0415
-    from tickcollect.journal import JournalError  # noqa: PLC0415
-    from tickcollect.store import StoreError  # noqa: PLC0415
-    from tickcollect.upload import Patience, UploadError, World, bar, not_begun, run  # noqa: PLC0415
+    from tickcollect.backlog import destination
+    from tickcollect.journal import JournalError
+    from tickcollect.store import StoreError
+    from tickcollect.upload import Patience, UploadError, World, bar, not_begun, run
 
     console = terminal()
     log_to(None, config.log_level, console)  # the collector may have its log file open
@@ -469,14 +469,14 @@ def _upload(config: "Config", options: "Options", *, reads_back: bool) -> int:
 
 def _tell_channels(config: "Config", notes: "Sequence[Note]") -> None:
     """Tell the channels; one that fails is told here and changes nothing else."""
-    from tickcollect.alerts.post import tell_once  # noqa: PLC0415
+    from tickcollect.alerts.post import tell_once
 
     failed = [state for state in tell_once(config, notes) if state.error or state.dropped]
     say(*(f"Warning: not told to {state.name}: {state.error}" for state in failed), err=True)
 
 
 async def _collect(config: "Config") -> "Summary":
-    from tickcollect.collector import collect  # noqa: PLC0415
+    from tickcollect.collector import collect
 
     stop = asyncio.Event()
     console = terminal()

@@ -55,7 +55,7 @@ def _send_nowhere(stream: TextIO) -> None:
 
 def terminal() -> "Console | None":
     """Return the terminal on which a live view can be drawn, None where there is none."""
-    from rich.console import Console  # noqa: PLC0415
+    from rich.console import Console
 
     console = Console()  # believes FORCE_COLOR too, which makes no terminal of a file
     return console if sys.stdout.isatty() and not console.is_dumb_terminal else None
@@ -63,7 +63,7 @@ def terminal() -> "Console | None":
 
 def live_view(console: "Console") -> "Show":
     """Return what draws the live view while collecting goes on, with the log above it."""
-    from tickcollect import status as state  # noqa: PLC0415
+    from tickcollect import status as state
 
     @contextlib.asynccontextmanager
     async def view(snapshot: "Callable[[], Snapshot]") -> AsyncIterator[None]:
@@ -84,9 +84,9 @@ LOG_LINE = "{time:YYYY-MM-DDTHH:mm:ss.SSS!UTC}Z {level: <7} {message}"
 
 def log_to(file: Path | None, level: str, console: "Console | None" = None) -> None:
     """Send the log above the live view of `console`, or to the error side of whatever there is; and to a file."""
-    from loguru import logger  # noqa: PLC0415
+    from loguru import logger
 
-    from tickcollect.config import ConfigError, Problem  # noqa: PLC0415
+    from tickcollect.config import ConfigError, Problem
 
     logger.remove()
     plain: dict[str, Any] = {"level": level, "format": LOG_LINE, "diagnose": False}  # no values in tracebacks
@@ -151,7 +151,7 @@ def stop_on_signals(stop: asyncio.Event, console: "Console | None" = None) -> No
 
     `console` is the one with the live view, where there is one.
     """
-    from loguru import logger  # noqa: PLC0415
+    from loguru import logger
 
     loop = asyncio.get_running_loop()
     first_s: list[float] = []

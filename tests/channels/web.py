@@ -90,7 +90,7 @@ class _Conversation(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer.body)
 
-    do_POST = do_GET  # noqa: N815 - likewise
+    do_POST = do_GET  # noqa: N815 - the library looks for this name
 
     def _end(self, how: Literal["hang", "reset"]) -> None:
         self.close_connection = True

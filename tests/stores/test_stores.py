@@ -30,20 +30,6 @@ WRONG = base64.b64encode(hashlib.sha256(b"something else").digest()).decode()
 
 
 @pytest.fixture
-def bucket(swift: SwiftStore) -> Iterator[Bucket]:
-    """Make an empty bucket of the judge."""
-    with swift.bucket() as made:
-        yield made
-
-
-@pytest.fixture
-def proxy(swift: SwiftStore) -> Iterator[Proxy]:
-    """Run a proxy before the judge."""
-    with faulty(swift.port) as made:
-        yield made
-
-
-@pytest.fixture
 def through(proxy: Proxy) -> Iterator[S3Client]:
     """Make a client that goes through the proxy."""
     with contextlib.closing(client(proxy.endpoint)) as made:

@@ -323,7 +323,7 @@ class Telegram:
             await self._asked(self._send_file(file, caption, quiet=quiet), TELEGRAM_FILE_WITHIN_S)
 
     async def _send_text(self, text: str, *, quiet: bool) -> None:
-        from telegram import LinkPreviewOptions  # noqa: PLC0415 - see the module's docstring
+        from telegram import LinkPreviewOptions
 
         await self.bot.send_message(
             self.chat,
@@ -360,7 +360,7 @@ class Telegram:
 
     async def _asked(self, request: Coroutine[Any, Any, object], within_s: float) -> None:
         """Await a request and turn its failure into a `ChannelError`."""
-        from telegram.error import ChatMigrated, TelegramError  # noqa: PLC0415 - see the module's docstring
+        from telegram.error import ChatMigrated, TelegramError
 
         try:
             async with asyncio.timeout(within_s):  # the library's own limits let an answer trickle for ever
@@ -381,7 +381,7 @@ class Telegram:
 
     def _explained(self, error: Exception) -> ChannelError:
         """Return what an error of the library means for this chat."""
-        from telegram.error import BadRequest, Forbidden, InvalidToken, RetryAfter  # noqa: PLC0415
+        from telegram.error import BadRequest, Forbidden, InvalidToken, RetryAfter
 
         said = self.blot(str(error).partition(". Parsing the server response")[0])
         remedy = next((remedy for words, remedy in _CHAT_REMEDIES if words in said.lower()), "")
@@ -405,8 +405,8 @@ class Telegram:
 
 def _open_telegram(config: Config) -> Telegram:
     os.environ.setdefault("PTB_TIMEDELTA", "1")  # the library's switch to its coming form of retry_after
-    from telegram import Bot  # noqa: PLC0415 - see the module's docstring
-    from telegram.request import HTTPXRequest  # noqa: PLC0415
+    from telegram import Bot
+    from telegram.request import HTTPXRequest
 
     token = config.telegram_token.get_secret_value()
     proxy = config.proxy.get_secret_value() if config.proxy else None
@@ -517,7 +517,7 @@ class AppriseService:
 
     def _notify(self, part: Part) -> bool:
         """Hand a message to apprise, and wait for it."""
-        from apprise import AppriseAttachment, NotifyFormat, NotifyType  # noqa: PLC0415 - see the module's docstring
+        from apprise import AppriseAttachment, NotifyFormat, NotifyType
 
         notice = part.notice
         kinds = {"info": NotifyType.INFO, "warning": NotifyType.WARNING, "error": NotifyType.FAILURE}
@@ -565,7 +565,7 @@ def _hand_over(done: "asyncio.Future[bool]", sent: bool) -> None:  # noqa: FBT00
 
 def _open_apprise(url: str, key: str) -> AppriseService:
     """Return the channel of one URL. Raises `ConfigError`; the URL itself is never shown."""
-    from apprise import Apprise, AppriseAsset  # noqa: PLC0415 - see the module's docstring
+    from apprise import Apprise, AppriseAsset
 
     scheme = url.partition("://")[0].lower()
     # A time limit of apprise's own would send from a thread that the process waits for at its end.
