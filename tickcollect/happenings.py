@@ -41,6 +41,10 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "cannot_connect": ("WARNING", "{subject}: {reason}. Next attempt in {retry_in_s} s. {remedy}"),
     "renewing": ("INFO", "{subject}: a new connection to {url} is opened beside the old one, because {reason}"),
     "renewed": ("INFO", "{subject}: the new connection to {url} delivers, the old one is closed"),
+    "renewal_failed": (
+        "WARNING",
+        "{subject}: the new connection to {url} is closed and the old one goes on: {reason}. Again in {retry_in_s} s",
+    ),
     "joined": (
         "DEBUG",
         "{subject}: connection {connection} begins at {first_id}, the one before had come to {last_id}",
@@ -51,6 +55,11 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
         "{subject}: {url} brought {messages} messages, {copies} of them later than the other, and missed {missed}",
     ),
     "subscription_refused": ("ERROR", "{subject}: the exchange refuses {streams}: {message} (code {code})"),
+    "subscription_accepted": ("INFO", "{subject}: the exchange accepts {streams} now"),
+    "unacknowledged": (
+        "WARNING",
+        "{subject}: data comes from {url}, but the exchange has not said that {streams} are subscribed",
+    ),
     "silent": ("ERROR", "{subject}: no data for {seconds} s although the exchange has IDs up to {exchange_id}"),
     "data_again": ("INFO", "{subject}: data comes again, after {seconds} s without"),
     "quiet": ("INFO", "{subject}: no data for {seconds} s, and the exchange has none either"),

@@ -36,9 +36,12 @@ from tickcollect.feed import (
     Item,
     LinkState,
     Odd,
+    RenewalFailed,
     Renewed,
     Renewing,
+    SubscriptionAccepted,
     SubscriptionRefused,
+    Unacknowledged,
 )
 from tickcollect.measured import Meter
 from tickcollect.segments import DiskError, FeedPath, FileLostError, NameTakenError, Segment, Segments
@@ -199,12 +202,16 @@ class Writer:
 
     async def finish(self, now_s: float) -> None:
         """Hand over what the queue and the sequences still hold, at the end of collecting."""
-        for item in await self.inbox.take(0):
-            self._accept(item, now_s)
-        for feed in self._feeds():
-            self._take_steps(feed, feed.sequence.finish())
-        await self.flush()
-        self.inbox.done()
+        while True:
+            while items := self.inbox.take_now():  # what is odd is found while a batch is decoded, and put back there
+                for item in items:
+                    self._accept(item, now_s)
+            for feed in self._feeds():
+                self._take_steps(feed, feed.sequence.finish())
+            await self.flush()
+            self.inbox.done()
+            if not self.inbox.waiting:
+                return
 
     async def flush(self) -> None:
         """Append what is pending, waiting for as long as the disk refuses."""
@@ -247,6 +254,8 @@ class Writer:
                 self._take_batch(item, now_s)
             case Odd():
                 self._take_odd(item)
+            case SubscriptionRefused() | SubscriptionAccepted() | Unacknowledged():
+                self._tell_of_subscription(item)
             case _:
                 self._tell_of(item)
 
@@ -263,7 +272,7 @@ class Writer:
             case notice:
                 self.quarantine(exchange, odd.payload, f"unexpected: {notice}")
 
-    def _tell_of(self, item: Connected | Disconnected | Renewing | Renewed | SubscriptionRefused) -> None:
+    def _tell_of(self, item: Connected | Disconnected | Renewing | Renewed | RenewalFailed) -> None:
         exchange, url = item.link.exchange, item.link.link.url
         match item:
             case Connected(link):
@@ -286,10 +295,18 @@ class Writer:
                 self.tell("renewing", exchange, url=url, reason=reason)
             case Renewed():
                 self.tell("renewed", exchange, url=url)
-            case SubscriptionRefused(_, streams, error):
-                self.tell(
-                    "subscription_refused", exchange, streams=list(streams), code=error.code, message=error.message
-                )
+            case RenewalFailed(_, reason, retry_in_s):
+                self.tell("renewal_failed", exchange, url=url, reason=reason, retry_in_s=round(retry_in_s, 1))
+
+    def _tell_of_subscription(self, item: SubscriptionRefused | SubscriptionAccepted | Unacknowledged) -> None:
+        exchange, streams = item.link.exchange, list(item.streams)
+        match item:
+            case SubscriptionRefused(error=error):
+                self.tell("subscription_refused", exchange, streams=streams, code=error.code, message=error.message)
+            case SubscriptionAccepted():
+                self.tell("subscription_accepted", exchange, streams=streams)
+            case Unacknowledged():
+                self.tell("unacknowledged", exchange, url=item.link.link.url, streams=streams)
 
     def _place(self, link: LinkState) -> str:
         """Tell one of an exchange's connections from the others: `2 of 3`."""

@@ -141,7 +141,8 @@ SORTS: dict[str, Sort] = {
         "{subject} refuses a subscription",
         "{n} subscriptions were refused: {subject}",
         "{streams}: {message} (code {code})",
-        "Nothing of these streams is collected. Check COLLECT; `tickcollect check` tries each stream.",
+        "Nothing of these streams is collected; they are asked for again every five minutes. Check COLLECT; "
+        "`tickcollect check` tries each stream.",
     ),
     "unknown_message": Sort(
         "trouble",
@@ -263,10 +264,13 @@ EVENTS: dict[str, tuple[tuple[Action, str], ...]] = {
     "cannot_connect": (("begin", "outage"),),
     "renewing": (),
     "renewed": (),
+    "renewal_failed": (),
     "joined": (),
     "missed_by_one": (),
     "carried": (),
     "subscription_refused": (("moment", "subscription_refused"),),
+    "subscription_accepted": (),
+    "unacknowledged": (),
     "silent": (("begin", "silent"),),
     "data_again": (("end", "silent"),),
     "quiet": (("end", "silent"),),

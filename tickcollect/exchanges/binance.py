@@ -220,7 +220,7 @@ class Subscribe:
     payload: bytes
 
 
-def subscribe_messages(names: Sequence[str]) -> list[Subscribe]:
+def subscribe_messages(names: Sequence[str], first_id: int = 1) -> list[Subscribe]:
     """Return the SUBSCRIBE messages for `names`, to be sent `SUBSCRIBE_INTERVAL_S` apart."""
     groups: list[list[str]] = []
     room = 0
@@ -233,7 +233,7 @@ def subscribe_messages(names: Sequence[str]) -> list[Subscribe]:
         room -= size
     return [
         Subscribe(id_, tuple(group), orjson.dumps({"method": "SUBSCRIBE", "params": group, "id": id_}))
-        for id_, group in enumerate(groups, start=1)
+        for id_, group in enumerate(groups, start=first_id)
     ]
 
 
