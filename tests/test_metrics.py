@@ -76,6 +76,8 @@ SNAPSHOT = Snapshot(
     problems=[],
     upload=UPLOAD,
     channels=[CHANNEL],
+    queue_bytes=7_680,
+    queue_limit_bytes=32_000_000,
 )
 ALIVE = Verdict(Health.WELL, "", ())
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -113,6 +115,8 @@ def test_page_of_a_collector() -> None:
         ("messages_per_second", ()): 250.5,
         ("queue_messages", ()): 12,
         ("queue_limit_messages", ()): 50_000,
+        ("queue_bytes", ()): 7_680,
+        ("queue_limit_bytes", ()): 32_000_000,
         ("reconnects_total", ()): 2,
         ("sealing_files", ()): 1,
         ("disk_free_bytes", ()): 120e9,

@@ -50,10 +50,10 @@ from tickcollect.exchanges.binance import (
     links,
     stream_name,
 )
-from tickcollect.feed import Inbox, LinkState, Surroundings, keep
+from tickcollect.feed import ATTEMPTS_REMEMBERED_S, Attempts, Inbox, LinkState, Surroundings, keep
 from tickcollect.gaps import Ranges
 from tickcollect.happenings import Happenings, Quarantine, utc_text
-from tickcollect.journal import Journal
+from tickcollect.journal import Journal, JournalError
 from tickcollect.journal import read as journal_entries
 from tickcollect.measured import Measured
 from tickcollect.recovery import this_boot
@@ -92,6 +92,9 @@ BACKLOG_INTERVAL_S = 60.0
 RENEWALS_SPREAD = 0.05
 STOP_WITHIN_S = 10.0
 FILES_TOLD = 100
+FEEDS_NAMED = 20
+ATTEMPTS_LOOKED_FOR_BYTES = 1_000_000
+"""Of the journal's end: 4,000 entries of connections."""
 DISK_RATE_AFTER_S = 60.0
 """How long rows must have come before the disk's end is foreseen."""
 DESCRIPTORS_BESIDE_FILES = 100
@@ -390,6 +393,7 @@ class Collector:
             USER_AGENT,
             self._renew_in_s,
             self.config.proxy.get_secret_value() if self.config.proxy else None,
+            attempts=await self._loop.run_in_executor(self.disk, self._attempts_before),
         )
         async with asyncio.TaskGroup() as tasks:
             writing = tasks.create_task(self.writer.run())
@@ -405,6 +409,28 @@ class Collector:
             await writing
             for task in helpers:
                 task.cancel()
+
+    def _attempts_before(self) -> Attempts:
+        """Return the pace of connecting, with what earlier processes have tried just now: one may be the hundredth."""
+        attempts = Attempts()
+        kinds = frozenset({"connected", "cannot_connect"})
+        journal = self.config.data_dir / "journal.jsonl"
+        with contextlib.suppress(JournalError):  # it was read at the start, and what it hides is told there
+            for entry in journal_entries(journal, kinds, ATTEMPTS_LOOKED_FOR_BYTES):
+                age_s = time.time() - entry.at.timestamp()
+                exchange = entry.facts.get("subject")
+                if 0 <= age_s < ATTEMPTS_REMEMBERED_S and isinstance(exchange, str) and entry.facts.get("seen", True):
+                    attempts.take(exchange, self._loop.time() - age_s)
+        return attempts
+
+    def _tell_not_written(self, detail: str) -> None:
+        """Say exactly what is in no file, so that nobody takes it for collected."""
+        unwritten = self.writer.unwritten()
+        feeds = [f"{feed.name} {ids[0]} to {ids[-1]}" for feed, ids in unwritten.items()]
+        if len(feeds) > FEEDS_NAMED:
+            feeds[FEEDS_NAMED:] = [f"and {len(feeds) - FEEDS_NAMED} more feeds"]
+        count = sum(map(len, unwritten.values()))
+        self.tell("not_written", PROGRAM, count=count, feeds=feeds, detail=detail)
 
     def _renew_in_s(self) -> float:
         """Return after how long a connection that opens now is replaced: spread, so that not all are at once."""
@@ -422,7 +448,7 @@ class Collector:
             async with asyncio.timeout(STOP_WITHIN_S):
                 await self.writer.finish(self._loop.time())
         except (TimeoutError, SegmentError) as error:
-            logger.error("Not all rows could be written at the end: {}", str(error) or "the disk does not answer")
+            self._tell_not_written(str(error) or "the disk does not answer.")
         if self.sealing_now is not None:
             await self.sealing_now
         if self.config.seal_at_stop:
@@ -615,6 +641,8 @@ class Collector:
             feeds=[self._feed_status(feed, connected=connected[feed], now_s=now_s) for feed in self.feeds],
             queue_rows=self.inbox.waiting,
             queue_limit=self.inbox.limit,
+            queue_bytes=self.inbox.waiting_bytes,
+            queue_limit_bytes=self.inbox.limit_bytes,
             reconnects=sum(max(0, state.connections - 1) for state in self.links),
             sealing=self.sealing.qsize() + (self.sealing_now is not None),
             disk_free_bytes=self.disk_free,

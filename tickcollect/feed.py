@@ -87,7 +87,8 @@ ATTEMPTS_AT_EASE = 80
 """Attempts of all links to one exchange that are made at once: a start of 3,000 feeds, each carried twice, takes 30."""
 ATTEMPT_INTERVAL_S = 5.0
 """Beyond that, one in 5 s: at most 140 in any five minutes, so that two collectors stay below the IP's 300."""
-ATTEMPTS_COUNTED_S = 300.0
+ATTEMPTS_REMEMBERED_S = ATTEMPTS_AT_EASE * ATTEMPT_INTERVAL_S
+"""How long an attempt counts, also one of an earlier process."""
 REFUSED_AGAIN_S = 300.0
 """A stream that the exchange refused is asked for again after this."""
 DROPPED_WITHIN_S = 1.0
@@ -154,6 +155,8 @@ class Disconnected:
     """Whether there had been a connection at all."""
     urgent: bool
     """Whether waiting alone will hardly help."""
+    seen: bool = True
+    """Whether the exchange may have noticed the attempt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -838,7 +841,7 @@ async def keep(state: LinkState, decoder: Decoder, around: Surroundings) -> None
                 waits = backoff(around.uniform)
             state.connected = False
             wait_s = max(next(waits), _wait_after(end, state, around))
-            around.inbox.put(Disconnected(state, end.reason, end.remedy, wait_s, end.opened, end.urgent))
+            around.inbox.put(Disconnected(state, end.reason, end.remedy, wait_s, end.opened, end.urgent, end.seen))
             await asyncio.sleep(wait_s)
             await _until_allowed(state, around)
             session = _Session(state, decoder, around)

@@ -102,6 +102,10 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "upload_failed": ("ERROR", "{subject}: {waiting} files are not there yet, {sent} were sent: {reason}"),
     "channel_failed": ("ERROR", "{subject}: alerts cannot be sent: {detail}"),
     "channel_again": ("INFO", "{subject}: alerts are sent again: {detail}"),
+    "not_written": (
+        "ERROR",
+        "{subject}: {count} rows that came last are in no file as far as is known, {feeds}: {detail}",
+    ),
     "stopped": ("INFO", "{subject}: stopped after {rows} rows"),
 }
 """Every happening: how loud it is, and how it reads. The journal keeps the facts."""

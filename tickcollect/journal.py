@@ -135,6 +135,8 @@ class Reading:
 
     path: Path
     only: frozenset[str] | None = None
+    last_bytes: int | None = None
+    """Read no more than this much of its end."""
     damaged: int = field(default=0, init=False)
 
     def __iter__(self) -> Iterator[Entry]:
@@ -142,6 +144,7 @@ class Reading:
         wanted = None if self.only is None else _kinds(self.only)
         try:
             with self.path.open("rb") as file:
+                self._go_to_end(file)
                 while line := file.readline(MAX_LINE):
                     if wanted is not None and line.endswith(b"}\n") and wanted.search(line) is None:
                         continue
@@ -156,13 +159,20 @@ class Reading:
         except OSError as error:
             raise JournalError("read", self.path, error) from error
 
+    def _go_to_end(self, file: IO[bytes]) -> None:
+        """Pass over all but the last entries, where only those are wanted."""
+        skipped = 0 if self.last_bytes is None else os.fstat(file.fileno()).st_size - self.last_bytes
+        if skipped > 0:
+            file.seek(skipped)
+            file.readline()
 
-def read(path: Path, only: frozenset[str] | None = None) -> Reading:
-    """Return the entries of a journal, all or those of some kinds; none if there is no file.
+
+def read(path: Path, only: frozenset[str] | None = None, last_bytes: int | None = None) -> Reading:
+    """Return the entries of a journal, all or those of some kinds or of its end; none if there is no file.
 
     Iterating raises `JournalError`.
     """
-    return Reading(path, only)
+    return Reading(path, only, last_bytes)
 
 
 def _kinds(events: frozenset[str]) -> re.Pattern[bytes]:

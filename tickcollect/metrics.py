@@ -72,6 +72,8 @@ OF_THE_COLLECTOR: tuple[Told[Snapshot], ...] = (
     Told("messages_per_second", "Messages received, over the last seconds.", lambda one: one.messages_per_s),
     Told("queue_messages", "Messages received and not yet written.", lambda one: one.queue_rows),
     Told("queue_limit_messages", "At this many it stops reading from the exchange.", lambda one: one.queue_limit),
+    Told("queue_bytes", "What they take in memory.", lambda one: one.queue_bytes),
+    Told("queue_limit_bytes", "At this much, too, it stops reading.", lambda one: one.queue_limit_bytes),
     Told("reconnects_total", "Connections made again.", lambda one: one.reconnects),
     Told("sealing_files", "Segments that wait to be packed.", lambda one: one.sealing),
     Told("disk_free_bytes", "Free where the data directory is.", lambda one: one.disk_free_bytes),

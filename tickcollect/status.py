@@ -189,6 +189,16 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """None where no store is configured."""
     channels: list[ChannelStatus] = []
     """The configured channels for alerts."""
+    queue_bytes: int = 0
+    """What the messages of `queue_rows` take in memory."""
+    queue_limit_bytes: int = 0
+    """At this much, too, the collector stops reading; 0 where an older version wrote the file."""
+
+    @property
+    def queue_part(self) -> float:
+        """How full the queue is, as a part of 1, by messages or by bytes, whichever is more."""
+        by_bytes = self.queue_bytes / self.queue_limit_bytes if self.queue_limit_bytes else 0.0
+        return max(self.queue_rows / max(1, self.queue_limit), by_bytes)
 
 
 def encode(snapshots: Sequence[Snapshot]) -> bytes:
@@ -502,8 +512,9 @@ def _troubles(snapshot: Snapshot, now_ns: int) -> Iterator[str]:
     if snapshot.disk_free_bytes < DISK_LOW_BYTES or (hours is not None and hours < DISK_LOW_HOURS):
         left = "" if hours is None else f", enough for {span(hours * 3600)}"
         yield f"disk low: {size(snapshot.disk_free_bytes)} free{left}; upload and delete, or give it more space"
-    if snapshot.queue_rows >= max(1, QUEUE_HIGH * snapshot.queue_limit):
-        yield f"{snapshot.queue_rows:,} messages wait to be written (limit {snapshot.queue_limit:,}): slow disk or CPU"
+    if snapshot.queue_rows and snapshot.queue_part >= QUEUE_HIGH:
+        share = f"{snapshot.queue_part:.0%} of what may wait"
+        yield f"{snapshot.queue_rows:,} messages wait to be written ({share}): slow disk or CPU"
     yield from _upload_troubles(snapshot, now_ns)
     for channel in snapshot.channels:
         if channel.failing_since_ns is not None:
@@ -827,7 +838,7 @@ def _totals(snapshot: Snapshot) -> Iterator[str]:
 def _resources(snapshot: Snapshot) -> Iterator[str]:
     hours = snapshot.disk_hours_left
     yield f"disk {size(snapshot.disk_free_bytes)} free" + ("" if hours is None else f", {span(hours * 3600)} left")
-    yield f"queue {snapshot.queue_rows / max(1, snapshot.queue_limit):.0%}"
+    yield f"queue {snapshot.queue_part:.0%}"
     yield f"{_plural(sum(feed.files_sealed for feed in snapshot.feeds), 'file')} sealed, {snapshot.sealing:,} waiting"
     yield _plural(snapshot.reconnects, "reconnect")
 

@@ -213,6 +213,15 @@ class Writer:
             if not self.inbox.waiting:
                 return
 
+    def unwritten(self) -> dict[Feed, list[int]]:
+        """Return the IDs of each feed's rows that no file has taken, in order."""
+        ids: defaultdict[Feed, list[int]] = defaultdict(list)
+        for feed, pieces in [*self._jobs, *((feed, feed.pending) for feed in self._touched)]:
+            for piece in list(pieces):
+                if isinstance(piece, Piece):
+                    ids[feed] += piece.ids
+        return dict(ids)
+
     async def flush(self) -> None:
         """Append what is pending, waiting for as long as the disk refuses."""
         for feed in self._touched:
@@ -290,6 +299,7 @@ class Writer:
                     reason=item.reason,
                     remedy=item.remedy,
                     retry_in_s=round(item.retry_in_s, 1),
+                    seen=item.seen,
                 )
             case Renewing(_, reason):
                 self.tell("renewing", exchange, url=url, reason=reason)

@@ -92,6 +92,14 @@ SORTS: dict[str, Sort] = {
         "the disk takes rows again",
         "the disk takes rows again",
     ),
+    "not_written": Sort(
+        "disk",
+        "error",
+        "the last rows could not be written",
+        "the last rows could not be written, {n} times",
+        "{count} rows were received and are not known to be in a file: {detail}",
+        "They count as not collected; the next start fetches them. Look at the disk first.",
+    ),
     "disk_low": Sort(
         "disk",
         "warning",
@@ -307,6 +315,7 @@ EVENTS: dict[str, tuple[tuple[Action, str], ...]] = {
     "upload_failed": (("moment", "upload"),),
     "channel_failed": (),  # told to the other channels by `post`
     "channel_again": (),
+    "not_written": (("moment", "not_written"),),
     "stopped": (),
 }
 """What each event is to an incident. One that is nothing is only counted."""
