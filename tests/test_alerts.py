@@ -418,7 +418,7 @@ def running() -> Iterator[Any]:
             reports.append((event, channel, detail))
             alerts.note(event, channel, {"detail": detail})  # as the collector does, which tells everything
 
-        alerts = Alerts(configured, lambda: heartbeat, report, clock)
+        alerts = Alerts(configured, lambda: (heartbeat,), report, clock)
         one = Running(alerts, reports)
         made.append(one)
         alerts.start()
@@ -706,7 +706,7 @@ def test_a_mistake_in_here_is_reported_and_stays_here(
 
 def test_facts_are_kept_short(api: BotApi) -> None:
     """A megabyte of text in a fact does not stay in memory while it waits."""
-    alerts = Alerts(config(api), str, lambda *_: None)
+    alerts = Alerts(config(api), lambda: ("",), lambda *_: None)
     alerts.note("lost", "x", {"reason": "r" * 1_000_000, "count": 3})
     (_, _, facts, _, _) = alerts._news[0]
     assert facts == {"reason": "r" * post.TEXT_KEPT, "count": 3}

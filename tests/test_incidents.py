@@ -111,7 +111,7 @@ FACTS: dict[str, object] = {
     "code": -1, "seconds": 3.5, "exchange_id": 99, "name": "odd", "count": 11, "rows": 11, "source": HISTORY,
     "again_in_s": 5.0, "id": 5, "free_mb": 12, "bytes": 123, "offset_ms": 2500, "now": 7, "was": 6, "store": "s3://b",
     "proof": "sha256", "files": 3, "already": 0, "sent": 1, "waiting": 2, "waiting_bytes": 99, "gaps": 1,
-    "missing": 0, "filled": 11, "refused": 0,
+    "missing": 0, "filled": 11, "refused": 0, "since": "2026-09-21T02:24:28Z",
 }  # fmt: skip
 """Facts of every event, by the names that those who tell it use."""
 
@@ -536,6 +536,26 @@ def test_heartbeat_comes_once_a_day_at_its_time() -> None:
     assert not night.incidents.heartbeat_due(eight_ns + 1)
     assert not night.incidents.heartbeat_due(eight_ns - 10 * 86_400 * 10**9)
     assert night.incidents.heartbeat_due(eight_ns - 9 * 86_400 * 10**9)
+
+
+def test_heartbeat_claims_nothing_that_the_collector_does_not_know() -> None:
+    """With a trouble or a doubt of the collector itself the heartbeat is a warning and says it."""
+    night = Night()
+    doubt = "it is not known since 02:24:11 UTC whether IDs are missing of BTCUSDT: disconnected"
+    notice = night.incidents.heartbeat(night.now_s, night.now_ns, "collecting 1 feed", doubt)
+    assert (notice.level, notice.title) == ("warning", "tick1: heartbeat, not all is well")
+    assert notice.lines[0] == f"collecting 1 feed; {doubt}"
+
+
+def test_a_stop_while_disconnected_says_since_when_nothing_is_known() -> None:
+    """With no row known to be missing the message of the stop is a warning still, if that is not known."""
+    night = Night()
+    facts = {"rows": 402, "gaps": 0, "missing": 0, "filled": 0, "unknown": 3, "unknown_since": "2026-11-26T15:02:11Z"}
+    night.note("stopped", "tickcollect", **facts)
+    night.ends()
+    (notice,) = [one for one in night.notices() if one.kind == "stopped"]
+    assert notice.level == "warning"
+    assert "It is not known since 2026-11-26T15:02:11Z whether rows of 3 feeds are missing." in notice.lines
 
 
 def test_heartbeat_names_what_is_open_and_lost() -> None:

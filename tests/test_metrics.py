@@ -46,6 +46,8 @@ FEED = FeedStatus(
     file_bytes=512,
     files_sealed=6,
     note="",
+    unknown_since_ns=NOW_NS - 10 * S,
+    unknown_reason="disconnected",
 )
 UPLOAD = UploadStatus(
     store="s3://ticks",
@@ -127,6 +129,8 @@ def test_page_of_a_collector() -> None:
         ("feed_lag_seconds", feed): 0.0125,
         ("feed_open_gaps", feed): 2,
         ("feed_missing_ids", feed): 40,
+        ("feed_unknown", feed): 1,
+        ("feed_unknown_since_timestamp_seconds", feed): 1_789_999_990,
         ("feed_copies_total", feed): 3,
         ("feed_refused_total", feed): 4,
         ("feed_not_trades_total", feed): 5,

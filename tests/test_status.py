@@ -303,6 +303,10 @@ def test_pids_that_cannot_be(pid: int) -> None:
 # --- The verdict ---------------------------------------------------------------------------------------------------
 
 WELL, TROUBLE, NOT_COLLECTING = Health.WELL, Health.TROUBLE, Health.NOT_COLLECTING
+DISCONNECTED = feed(connected=False, unknown_since_ns=NOW_NS - 5 * S, unknown_reason="disconnected")
+BEHIND_THE_LAST_ROW = (
+    "it is not known since 14:13:19 UTC whether IDs are missing of BTC.*: the collector died or hangs$"
+)
 CUT_OFF = feed(connected=False, note="next attempt in 8 s")
 YOUNG = {"state": "starting", "started_ns": NOW_NS - 5 * S}
 
@@ -420,15 +424,106 @@ VERDICTS = {
         False,
         NOT_COLLECTING,
         "died while running",
-        (r"the upload of 00:30 UTC is not complete, 1 file .*: no bucket",),
+        (BEHIND_THE_LAST_ROW, r"the upload of 00:30 UTC is not complete, 1 file .*: no bucket"),
     ),
     "stopping": (snapshot(CUT_OFF, state="stopping"), 1, True, TROUBLE, "stopping 1 feed", ()),
     "stopped": (snapshot(state="stopped"), 7200, False, NOT_COLLECTING, r"stopped in order 2 h ago\.", ()),
-    "died": (snapshot(CUT_OFF), 2, False, NOT_COLLECTING, "died while running: process .* is gone", ()),
-    "died while starting": (snapshot(state="starting"), 2, False, NOT_COLLECTING, "died while starting", ()),
-    "hangs": (snapshot(), 60, True, NOT_COLLECTING, "no sign of life: the last was 60 s ago.*is there: it hangs", ()),
-    "rebooted": (snapshot(), 60, None, NOT_COLLECTING, "no sign of life.*cannot be seen from", ()),
-    "clock set back": (snapshot(), -3600, True, NOT_COLLECTING, "the last was 60 min in the future", ()),
+    "stopped with IDs missing": (
+        snapshot(feed(missing_ids=7), state="stopped"),
+        60,
+        False,
+        NOT_COLLECTING,
+        r"stopped in order 60 s ago; 7 IDs missing\.",
+        (),
+    ),
+    "stopped while disconnected": (
+        snapshot(DISCONNECTED, state="stopped"),
+        60,
+        False,
+        NOT_COLLECTING,
+        r"in order 60 s ago; it is not known since 14:13:15 UTC whether IDs are missing of BTC.*: disconnected\.",
+        (),
+    ),
+    "died": (
+        snapshot(CUT_OFF),
+        2,
+        False,
+        NOT_COLLECTING,
+        "died while running: process .* is gone",
+        (BEHIND_THE_LAST_ROW,),
+    ),
+    "died without a row": (
+        snapshot(feed(last_row_ns=None)),
+        2,
+        False,
+        NOT_COLLECTING,
+        "died while running",
+        ("it is not known since 14:13:20 UTC whether IDs are missing",),
+    ),
+    "died while disconnected": (
+        snapshot(DISCONNECTED),
+        2,
+        False,
+        NOT_COLLECTING,
+        "died",
+        ("it is not known since 14:13:15 UTC whether IDs are missing of .*: disconnected$",),
+    ),
+    "died while starting": (
+        snapshot(state="starting"),
+        2,
+        False,
+        NOT_COLLECTING,
+        "died while starting",
+        (BEHIND_THE_LAST_ROW,),
+    ),
+    "hangs": (
+        snapshot(),
+        60,
+        True,
+        NOT_COLLECTING,
+        "no sign of life: the last was 60 s ago.*is there: it hangs",
+        (BEHIND_THE_LAST_ROW,),
+    ),
+    "rebooted": (
+        snapshot(),
+        60,
+        None,
+        NOT_COLLECTING,
+        "no sign of life.*cannot be seen from",
+        (BEHIND_THE_LAST_ROW,),
+    ),
+    "clock set back": (
+        snapshot(),
+        -3600,
+        True,
+        NOT_COLLECTING,
+        "the last was 60 min in the future",
+        ("it is not known since 2026-09-21 14:13:19 UTC",),
+    ),
+    "unknown for long": (
+        snapshot(feed(unknown_since_ns=NOW_NS - 11 * S, unknown_reason="disconnected"), CUT_OFF),
+        1,
+        True,
+        TROUBLE,
+        "collecting 2 feeds",
+        ("1 feed not connected", "it is not known since 14:13:09 UTC whether .* of BTCUSDT binance/trade: disconn"),
+    ),
+    "unknown since before this start, not for long": (
+        snapshot(feed(unknown_since_ns=NOW_NS - H, unknown_reason="not connected"), **YOUNG),
+        1,
+        True,
+        WELL,
+        "starting 1 feed",
+        (),
+    ),
+    "unknown since long before this start": (
+        snapshot(feed(unknown_since_ns=NOW_NS - 2 * H, unknown_reason="not connected"), started_ns=NOW_NS - H),
+        1,
+        True,
+        TROUBLE,
+        "",
+        ("it is not known since 12:13:20 UTC whether IDs are missing",),
+    ),
 }
 
 
@@ -442,6 +537,27 @@ def test_verdict(name: str) -> None:
     assert len(verdict.troubles) == len(troubles)
     for text, pattern in zip(verdict.troubles, troubles, strict=True):
         assert re.match(pattern, text)
+
+
+def test_what_is_not_known_is_said_at_once() -> None:
+    """Seconds after a connection ended nothing needs attention yet, and still nothing reads as if all were known."""
+    seen = snapshot(feed(unknown_since_ns=NOW_NS - 2 * S, unknown_reason="disconnected", missing_ids=0))
+    verdict = judge(seen, NOW_NS, pid_alive=True)
+    assert verdict.health is Health.WELL
+    (text,) = verdict.unclear
+    assert text.startswith("it is not known since 14:13:18 UTC whether IDs are missing of BTCUSDT")
+    lines = drawn(table([seen], NOW_NS, [verdict]), width=140)
+    assert any(text in line for line in lines)
+    (row,) = [line for line in lines if line.startswith("! BTCUSDT")]
+    assert row.split().count("?") == 2, "gaps and missing are not known to be none"
+
+
+def test_what_is_known_to_be_missing_is_the_least() -> None:
+    """While a feed is unknown its counts are what is missing at least."""
+    seen = snapshot(feed(unknown_since_ns=NOW_NS - 2 * S, unknown_reason="disconnected", missing_ids=40, open_gaps=1))
+    (row,) = [line for line in drawn(table([seen], NOW_NS), width=140) if line.startswith("! BTCUSDT")]
+    assert "40+" in row.split()
+    assert "1+" in row.split()
 
 
 # --- Rate and numbers ----------------------------------------------------------------------------------------------
@@ -568,7 +684,7 @@ def test_live_view_fits(number: int, height: int) -> None:
     shown = [line.split()[1] for line in lines if line[:1] in {"●", "✗"}]
     if number == 500:
         assert shown[:2] == ["S2USDT", "S499USDT"]
-        assert f"  and {500 - len(shown)} more, all well, " in "\n".join(lines)
+        assert f"  and {500 - len(shown)} more, no trouble known, " in "\n".join(lines)
     else:
         assert len(shown) == number
 
@@ -586,7 +702,8 @@ def test_dead_collector_does_not_look_alive() -> None:
     seen = snapshot()
     lines = drawn(table([seen], NOW_NS, [judge(seen, NOW_NS, pid_alive=False)]))
     assert lines[0].startswith("✗ died while running")
-    assert lines[-1].startswith("○ BTCUSDT     0.0 ")
+    assert any(line.startswith("○ BTCUSDT     0.0 ") for line in lines)
+    assert "! it is not known since 14:13:19 UTC whether IDs are missing of BTCUSDT" in "\n".join(lines)
 
 
 def test_stopping_is_no_trouble_of_the_feeds() -> None:

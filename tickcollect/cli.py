@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from tickcollect.collector import Summary
     from tickcollect.config import Config
     from tickcollect.report import Report
-    from tickcollect.status import Snapshot
+    from tickcollect.status import Snapshot, Verdict
     from tickcollect.store import Store
     from tickcollect.upload import Note, Options
 
@@ -100,7 +100,8 @@ def status(data_dir: Path | None, config_path: Path | None, as_json: bool) -> No
     snapshots = [_with_upload(snapshot, config.data_dir, now_ns) for snapshot in snapshots]
     verdicts = [state.judge(snapshot, now_ns, state.alive(snapshot)) for snapshot in snapshots]
     if as_json:
-        click.echo(state.encode(snapshots).decode(), nl=False)
+        shown = [_as_known(*judged) for judged in zip(snapshots, verdicts, strict=True)]
+        click.echo(state.encode(shown).decode(), nl=False)
     else:
         Console().print(state.table(snapshots, now_ns, verdicts))
     sys.exit(max(verdict.health for verdict in verdicts))
@@ -355,6 +356,14 @@ def _with_upload(snapshot: "Snapshot", data_dir: Path, now_ns: int) -> "Snapshot
     return snapshot if collects else renewed(data_dir, snapshot)
 
 
+def _as_known(snapshot: "Snapshot", verdict: "Verdict") -> "Snapshot":
+    """Return a snapshot without the claims of a collector that nobody can confirm any more."""
+    from tickcollect.status import Health, doubted
+
+    confirmed = verdict.health < Health.NOT_COLLECTING or verdict.in_order
+    return snapshot if confirmed else doubted(snapshot)
+
+
 @contextlib.contextmanager
 def _failures_told(more: Mapping[type[Exception], int] = MappingProxyType({})) -> Iterator[None]:
     """Turn what can fail, and what `more` names, into one line and an exit code."""
@@ -485,12 +494,26 @@ async def _collect(config: "Config") -> "Summary":
     return await collect(config, stop, live_view(console) if console else None)
 
 
+def _proved(summary: "Summary") -> str:
+    """Say what is missing and what is not known; that nothing is missing is said only where it is known."""
+    from tickcollect.status import second
+
+    parts = [f"{summary.missing:,} IDs are missing, see journal.jsonl"] if summary.missing else []
+    if not summary.connections:
+        parts.append("nothing is known: no connection was made")
+    elif summary.unknown_feeds:
+        since = second(summary.unknown_since_ns or 0, time.time_ns())
+        feeds = f"{summary.unknown_feeds:,} feed{'' if summary.unknown_feeds == 1 else 's'}"
+        reasons = "; ".join(summary.unknown_reasons)
+        parts.append(f"it is not known since {since} whether IDs are missing ({feeds}): {reasons}")
+    return "; ".join(parts) or "no ID is missing up to the stop"
+
+
 def summary_lines(summary: "Summary", data_dir: Path) -> list[str]:
     """Put what a run did into words."""
     if summary.seconds == 0:
-        return ["stopped before collecting had begun; nothing was written"]
-    missing = f"{summary.missing:,} IDs are missing, see journal.jsonl" if summary.missing else "no ID is missing"
-    lines = [f"{summary.rows:,} rows in {summary.seconds:.0f} s; {missing}"]
+        return ["0 rows; nothing is known: stopped before collecting had begun, and no connection was made"]
+    lines = [f"{summary.rows:,} rows in {summary.seconds:.0f} s; {_proved(summary)}"]
     if summary.filled:
         lines.append(f"{summary.filled:,} of them were fetched from the exchange's history")
     if summary.copies:

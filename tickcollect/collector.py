@@ -119,6 +119,13 @@ class Summary:
     files: Sequence[Path]
     """The newest files that this run wrote to or sealed, as they lie there now."""
     seconds: float
+    connections: int = 0
+    """How many connections were made; with none, nothing is known of what the exchange issued."""
+    unknown_feeds: int = 0
+    """Of how many feeds it is not known whether IDs are missing."""
+    unknown_since_ns: int | None = None
+    """Since when, of the first of them; None where there is none."""
+    unknown_reasons: tuple[str, ...] = ()
 
 
 class Collector:
@@ -467,6 +474,9 @@ class Collector:
             filled=summary.filled,
             copies=summary.copies,
             refused=summary.refused,
+            connections=summary.connections,
+            unknown=summary.unknown_feeds,
+            unknown_since=None if summary.unknown_since_ns is None else utc_text(summary.unknown_since_ns),
         )
         self.state = "stopped"
         return summary
@@ -623,7 +633,7 @@ class Collector:
         verdict = status.judge(self.snapshot(), time.time_ns(), pid_alive=True)
         received = sum(state.messages for state in self.links)
         waiting = self.inbox.waiting
-        text = "; ".join((verdict.summary, *verdict.troubles))
+        text = "; ".join((verdict.summary, *verdict.troubles, *verdict.unclear))
         return Signs(self.state, text, waiting, received - waiting, bool(self.writer.disk_trouble))
 
     def snapshot(self) -> status.Snapshot:
@@ -667,8 +677,8 @@ class Collector:
             last_price="" if last is None else last.p,
             lag_ms=None if last is None or last.E == "" else feed.last_received_ns / 1e6 - time_ms(last.E),
             last_row_ns=feed.last_received_ns or None,
-            open_gaps=len(feed.open.spans),
-            missing_ids=feed.open.count + feed.lost,
+            open_gaps=len(feed.open.spans) + len(feed.held_gaps),
+            missing_ids=feed.missing_ids,
             copies=feed.copies,
             refused=feed.refused,
             not_trades=feed.not_trades,
@@ -676,6 +686,8 @@ class Collector:
             file_bytes=0 if segment is None else segment.size,
             files_sealed=self.sealed_counts[feed],
             note=self._note(feed),
+            unknown_since_ns=feed.unknown_since_ns,
+            unknown_reason=feed.unknown_reason,
         )
 
     def _note(self, feed: Feed) -> str:
@@ -699,16 +711,21 @@ class Collector:
 
     def _summary(self) -> Summary:
         open_files = [feed.segments.open_segment.path for feed in self.feeds if feed.segments.open_segment]
+        unknown = [feed for feed in self.feeds if feed.unknown_since_ns is not None]
         return Summary(
             rows=sum(feed.rows for feed in self.feeds),
             gaps=sum(feed.gaps for feed in self.feeds),
-            missing=sum(feed.open.count + feed.lost for feed in self.feeds),
+            missing=sum(feed.missing_ids for feed in self.feeds),
             filled=sum(feed.filled for feed in self.feeds),
             copies=sum(feed.copies for feed in self.feeds),
             refused=self.quarantine.total,
             sealed=self.sealed_counts.total(),
             files=[*self.sealed, *open_files],
             seconds=time.monotonic() - self.started_s,
+            connections=sum(state.connections for state in self.links),
+            unknown_feeds=len(unknown),
+            unknown_since_ns=min((feed.unknown_since_ns for feed in unknown if feed.unknown_since_ns), default=None),
+            unknown_reasons=tuple(dict.fromkeys(feed.unknown_reason for feed in unknown)),
         )
 
 
@@ -784,11 +801,11 @@ def _alerts(config: Config, happenings: Happenings, newest: Sequence[status.Snap
     if not config.telegram_token.get_secret_value() and not config.alert_urls:
         return None
 
-    def heartbeat() -> str:
+    def heartbeat() -> tuple[str, ...]:
         if not newest:
-            return "it waits for the exchange's list of symbols"
+            return "it waits for the exchange's list of symbols", "nothing is collected yet"
         verdict = status.judge(newest[0], time.time_ns(), pid_alive=True)
-        return "; ".join((verdict.summary, *verdict.troubles))
+        return verdict.summary, *verdict.troubles, *verdict.unclear
 
     def on_channel(event: str, channel: str, detail: str) -> None:
         happenings.tell(event, channel, detail=detail)

@@ -69,6 +69,8 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "quarantine_grown": ("WARNING", "{subject}: {count} messages were refused since the start; they are in quarantine"),
     "quarantine_failed": ("ERROR", "{subject}: refused messages cannot be kept and are only counted: {detail}"),
     "gap": ("WARNING", "{subject}: {count} IDs are missing, {first_id} to {last_id}"),
+    "unknown": ("INFO", "{subject}: since {since} it is not known of {count} feeds whether IDs are missing: {reason}"),
+    "known": ("INFO", "{subject}: it is known again of {count} feeds which IDs are missing"),
     "filled": ("INFO", "{subject}: {first_id} to {last_id} filled with {rows} rows of {source} in {seconds} s"),
     "fill_waits": (
         "WARNING",

@@ -90,7 +90,17 @@ OF_A_FEED: tuple[Told[FeedStatus], ...] = (
         lambda feed: None if feed.lag_ms is None else feed.lag_ms / 1000,
     ),
     Told("feed_open_gaps", "Gaps that are neither filled nor given up.", lambda feed: feed.open_gaps),
-    Told("feed_missing_ids", "IDs that are not in the files: of open gaps, and lost.", lambda feed: feed.missing_ids),
+    Told("feed_missing_ids", "IDs known to be missing: of open gaps, and lost.", lambda feed: feed.missing_ids),
+    Told(
+        "feed_unknown",
+        "1 while it is not known whether IDs are missing, however few feed_missing_ids says.",
+        lambda feed: feed.unknown_since_ns is not None,
+    ),
+    Told(
+        "feed_unknown_since_timestamp_seconds",
+        "Since when it is not known whether IDs are missing.",
+        lambda feed: _at(feed.unknown_since_ns),
+    ),
     Told("feed_copies_total", "Messages dropped because their row was there.", lambda feed: feed.copies),
     Told("feed_refused_total", "Messages that cannot be right, kept in quarantine.", lambda feed: feed.refused),
     Told("feed_not_trades_total", "Placeholders and internal fills of the futures.", lambda feed: feed.not_trades),

@@ -49,6 +49,8 @@ STALE_AFTER_S = 10
 HOUR_NS = 3600 * 10**9
 CONNECTED_WITHIN_S = 60
 """For this long after the start a feed that is not connected yet is no trouble."""
+KNOWN_WITHIN_S = 10
+"""A reconnection takes no longer than this until it is known again whether IDs are missing; more is a trouble."""
 DISK_LOW_HOURS = 24
 DISK_LOW_BYTES = 1_000_000_000
 QUEUE_HIGH = 0.8
@@ -92,9 +94,9 @@ class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_row_ns: int | None
     """When the last row arrived, nanoseconds since 1970; None before the first."""
     open_gaps: int
-    """Gaps that are neither filled nor given up."""
+    """Gaps that are neither filled nor given up, those that rows held back wait for included."""
     missing_ids: int
-    """IDs that are not in the files: those of open gaps and those lost."""
+    """IDs known not to be in the files: those of open gaps, those that rows held back wait for, and those lost."""
     copies: int
     """Messages dropped because their row was written before."""
     refused: int
@@ -107,6 +109,11 @@ class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
     files_sealed: int
     note: str
     """What is going on with this feed in a few words, such as `next attempt in 8 s`; mostly empty."""
+    unknown_since_ns: int | None = None
+    """Since when it is not known whether IDs are missing; None while all up to the newest row is here or in
+    `missing_ids`. `judge` and `doubted` say what holds where no collector runs."""
+    unknown_reason: str = ""
+    """Why it is not known; empty while it is."""
 
     @property
     def market(self) -> str:
@@ -458,6 +465,8 @@ class Verdict:
     """What needs attention, one line each."""
     in_order: bool = False
     """It was told to stop, and did."""
+    unclear: tuple[str, ...] = ()
+    """What is not known for a moment, as after each reconnection, and needs no attention yet."""
 
 
 def judge(snapshot: Snapshot, now_ns: int, pid_alive: bool | None) -> Verdict:  # noqa: FBT001 - a fact, not a switch
@@ -470,7 +479,9 @@ def judge(snapshot: Snapshot, now_ns: int, pid_alive: bool | None) -> Verdict:  
     age_s = (now_ns - snapshot.at_ns) / 1e9
     ago = f"{span(abs(age_s))} {'ago' if age_s >= 0 else 'in the future'}"
     if snapshot.state == "stopped":
-        return Verdict(Health.NOT_COLLECTING, f"stopped in order {ago}.", left, in_order=True)
+        summary = "; ".join((f"stopped in order {ago}", *_lacking(snapshot.feeds, now_ns)))
+        return Verdict(Health.NOT_COLLECTING, f"{summary}.", left, in_order=True)
+    left = (*_lacking(doubted(snapshot).feeds, now_ns), *left)
     if pid_alive is False:
         summary = (
             f"died while {snapshot.state}: process {snapshot.pid} is gone, its last sign was {ago}. Start it again; "
@@ -486,7 +497,11 @@ def judge(snapshot: Snapshot, now_ns: int, pid_alive: bool | None) -> Verdict:  
         return Verdict(Health.NOT_COLLECTING, summary, left)
     troubles = tuple(_troubles(snapshot, now_ns))
     health = Health.TROUBLE if troubles or snapshot.state == "stopping" else Health.WELL
-    return Verdict(health, _summary(snapshot, now_ns), troubles)
+    lately = [
+        feed for feed in snapshot.feeds if feed.unknown_since_ns is not None and not _long_unknown(feed, snapshot)
+    ]
+    unclear = (unknown_text(lately, now_ns),) if lately else ()
+    return Verdict(health, _summary(snapshot, now_ns), troubles, unclear=unclear)
 
 
 def _summary(snapshot: Snapshot, now_ns: int) -> str:
@@ -497,11 +512,53 @@ def _summary(snapshot: Snapshot, now_ns: int) -> str:
     return f"{doing} {_plural(len(snapshot.feeds), 'feed')}, {_rate(rows_per_s)} rows/s, {last}"
 
 
+def doubted(snapshot: Snapshot) -> Snapshot:
+    """Return the last snapshot of a collector that died or hangs, with nothing known behind each feed's last row.
+
+    Nobody has said since that nothing came: what the exchange issued later is found by the next start.
+    """
+    feeds = [
+        feed
+        if feed.unknown_since_ns is not None
+        else replace(
+            feed,
+            unknown_since_ns=snapshot.at_ns if feed.last_row_ns is None else feed.last_row_ns,
+            unknown_reason="the collector died or hangs",
+        )
+        for feed in snapshot.feeds
+    ]
+    return replace(snapshot, feeds=feeds)
+
+
+def unknown_text(feeds: Sequence[FeedStatus], now_ns: int) -> str:
+    """Say since when it is not known of `feeds`, of which there is at least one, whether IDs are missing, and why."""
+    since_ns = min(feed.unknown_since_ns or now_ns for feed in feeds)
+    reasons = "; ".join(dict.fromkeys(feed.unknown_reason for feed in feeds if feed.unknown_reason))
+    named = _named([replace(feed, note="") for feed in feeds])
+    return f"it is not known since {second(since_ns, now_ns)} whether IDs are missing of {named}: {reasons}"
+
+
+def _lacking(feeds: Sequence[FeedStatus], now_ns: int) -> Iterator[str]:
+    """Say what is missing and what is not known at the end of a collector."""
+    if missing := sum(feed.missing_ids for feed in feeds):
+        yield f"{_plural(missing, 'ID')} missing"
+    if unknown := [feed for feed in feeds if feed.unknown_since_ns is not None]:
+        yield unknown_text(unknown, now_ns)
+
+
+def _long_unknown(feed: FeedStatus, snapshot: Snapshot) -> bool:
+    """Tell whether it has not been known for longer than a reconnection takes; what was before this run counts not."""
+    since_ns = feed.unknown_since_ns
+    return since_ns is not None and snapshot.at_ns - max(since_ns, snapshot.started_ns) > KNOWN_WITHIN_S * 1e9
+
+
 def _troubles(snapshot: Snapshot, now_ns: int) -> Iterator[str]:
     """Tell what needs attention; many feeds in the same trouble are one line."""
     feeds = snapshot.feeds
     if cut := [feed for feed in feeds if _cut_off(feed, snapshot)]:
         yield f"{_plural(len(cut), 'feed')} not connected: {_named(cut)}"
+    if unknown := [feed for feed in feeds if _long_unknown(feed, snapshot)]:
+        yield unknown_text(unknown, now_ns)
     if gaps := [feed for feed in feeds if feed.open_gaps]:
         missing = f"{sum(feed.missing_ids for feed in gaps):,} IDs missing"
         yield f"{_plural(sum(feed.open_gaps for feed in gaps), 'open gap')} ({missing}): {_named(gaps)}"
@@ -555,7 +612,9 @@ def _cut_off(feed: FeedStatus, snapshot: Snapshot) -> bool:
 
 
 def _troubled(feed: FeedStatus, snapshot: Snapshot) -> bool:
-    return _cut_off(feed, snapshot) or feed.open_gaps > 0 or (feed.lag_ms or 0) > LAG_HIGH_MS
+    lags = (feed.lag_ms or 0) > LAG_HIGH_MS
+    unknown = feed.connected and feed.unknown_since_ns is not None
+    return _cut_off(feed, snapshot) or feed.open_gaps > 0 or lags or unknown
 
 
 def _named(feeds: Sequence[FeedStatus]) -> str:
@@ -590,6 +649,12 @@ def moment(then_ns: int, now_ns: int) -> str:
     """Return a time in UTC: `00:10 UTC`, with the date where it is not of the last 24 hours."""
     then = datetime.fromtimestamp(then_ns / 1e9, UTC)
     return f"{then:%H:%M} UTC" if 0 <= now_ns - then_ns < 24 * HOUR_NS else f"{then:%Y-%m-%d %H:%M} UTC"
+
+
+def second(then_ns: int, now_ns: int) -> str:
+    """Return a time in UTC to the second: `00:10:05 UTC`, with the date where it is not of the last 24 hours."""
+    then = datetime.fromtimestamp(then_ns / 1e9, UTC)
+    return f"{then:%H:%M:%S} UTC" if 0 <= now_ns - then_ns < 24 * HOUR_NS else f"{then:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def size(number_of_bytes: float) -> str:
@@ -658,11 +723,19 @@ COLUMNS: dict[str, Column] = {
     "price": lambda feed, _: _price(feed.last_price),
     "lag": lambda feed, _: "-" if feed.lag_ms is None else _lag(feed.lag_ms),
     "last row": lambda feed, now_ns: "-" if feed.last_row_ns is None else _past(now_ns, feed.last_row_ns),
-    "gaps": lambda feed, _: f"{feed.open_gaps:,}",
-    "missing": lambda feed, _: _count(feed.missing_ids),
+    "gaps": lambda feed, _: _at_least(feed, f"{feed.open_gaps:,}"),
+    "missing": lambda feed, _: _at_least(feed, _count(feed.missing_ids)),
     "file": lambda feed, _: size(feed.file_bytes) if feed.file else "-",
     "open file": lambda feed, _: feed.file,
 }
+
+
+def _at_least(feed: FeedStatus, count: str) -> str:
+    """Mark a count of what is missing as what is known so far: `?` for none, `5+` for some."""
+    if feed.unknown_since_ns is None:
+        return count
+    return "?" if count == "0" else f"{count}+"
+
 
 LAYOUTS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (2, ("rows/s", "rows", "price", "lag", "last row", "gaps", "missing", "file", "open file")),
@@ -789,7 +862,7 @@ class _Pen:
 
 def _block(snapshot: Snapshot, verdict: Verdict, now_ns: int, lines: int | None, pen: _Pen) -> "list[Text]":
     """Return one collector's part of the table, at most `lines` of it if the terminal has room for them at all."""
-    shown = snapshot if verdict.health < Health.NOT_COLLECTING else _at_rest(snapshot)
+    shown = snapshot if verdict.health < Health.NOT_COLLECTING else _at_rest(snapshot, verdict)
     header = _header(shown, verdict, now_ns, pen)
     troubles = _trouble_lines(shown, verdict, pen)
     if lines is not None:
@@ -833,6 +906,8 @@ def _totals(snapshot: Snapshot) -> Iterator[str]:
         "not trades": sum(feed.not_trades for feed in feeds),
     }
     yield from (f"{number:,} {what}" for what, number in rare.items() if number)
+    if unknown := sum(feed.unknown_since_ns is not None for feed in feeds):
+        yield f"not known of {_plural(unknown, 'feed')} whether IDs are missing"
 
 
 def _resources(snapshot: Snapshot) -> Iterator[str]:
@@ -875,7 +950,7 @@ def _feed_lines(snapshot: Snapshot, now_ns: int, room: int | None, pen: _Pen) ->
     ]
     if rest := feeds[len(shown) :]:
         ill = sum(_troubled(feed, snapshot) for feed in rest)
-        how = f"{ill:,} of them in trouble" if ill else "all well"
+        how = f"{ill:,} of them in trouble" if ill else "no trouble known"
         rate = _rate(sum(feed.rows_per_s for feed in rest))
         lines.append(pen.line((f"  and {len(rest):,} more, {how}, {rate} rows/s", "yellow" if ill else "dim")))
     return lines
@@ -913,8 +988,9 @@ def _mark(feed: FeedStatus, snapshot: Snapshot, pen: _Pen) -> tuple[str, str]:
     return (f"{pen.glyphs.well} ", "green") if feed.connected else (f"{pen.glyphs.rest} ", "dim")
 
 
-def _at_rest(snapshot: Snapshot) -> Snapshot:
+def _at_rest(snapshot: Snapshot, verdict: Verdict) -> Snapshot:
     """Return what is still true of a snapshot whose collector does not collect: nothing comes any more."""
+    snapshot = snapshot if verdict.in_order else doubted(snapshot)
     feeds = [replace(feed, connected=False, rows_per_s=0.0, note="") for feed in snapshot.feeds]
     return replace(snapshot, state="stopped", feeds=feeds)
 
@@ -925,7 +1001,7 @@ def _trouble_lines(snapshot: Snapshot, verdict: Verdict, pen: _Pen) -> "list[Tex
     for feed in snapshot.feeds:
         if feed.note and feed.connected:
             saying.setdefault(feed.note, []).append(feed)
-    told = [(f"{pen.glyphs.trouble} ", trouble, "yellow") for trouble in verdict.troubles]
+    told = [(f"{pen.glyphs.trouble} ", trouble, "yellow") for trouble in (*verdict.troubles, *verdict.unclear)]
     told += [
         ("  ", f"{note}: {_named([replace(feed, note='') for feed in feeds])}", "dim") for note, feeds in saying.items()
     ]

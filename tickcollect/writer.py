@@ -58,6 +58,8 @@ FETCHED_IN_PLACE = 5000
 """IDs that a hole may lack to be fetched while later rows wait: five answers of the exchange."""
 FETCHED_WITHIN_S = 20.0
 ASK_AGAIN_S = 30.0
+PLAUSIBLE_IDS = 1_000_000_000
+"""A hole larger than this is a damaged ID until rows prove it: ten days of the busiest market."""
 RUNS_REMEMBERED = 4
 """Runs of rows a feed that copies are compared with: of a busy feed some hundred rows each, of a quiet one a few."""
 INTERVALS_AVERAGED = 20
@@ -127,6 +129,22 @@ class Feed:
     last_seen_s: float = float("-inf")
     """When the last row came, by the event loop's clock."""
     meter: Meter = field(default_factory=Meter)
+    unknown_since_ns: int | None = None
+    """Since when it is not known whether IDs are missing, by the wall clock; None while everything up to the newest row
+    is known to be here or on record as missing. Kept by `Coverage`."""
+    unknown_reason: str = ""
+
+    @property
+    def held_gaps(self) -> list[tuple[int, int]]:
+        """What is missing before rows that are held: not declared yet, and not here either."""
+        if not self.sequence.held:
+            return []
+        return [(first, last) for first, last in self.sequence.holes() if last - first < PLAUSIBLE_IDS]
+
+    @property
+    def missing_ids(self) -> int:
+        """How many IDs are known not to be in the files."""
+        return self.open.count + self.lost + sum(last - first + 1 for first, last in self.held_gaps)
 
     @property
     def has_placeholders(self) -> bool:

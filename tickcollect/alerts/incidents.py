@@ -580,14 +580,19 @@ class Incidents:
         self._today(now_ns)
         return bool(self._heartbeat_at) and "heartbeat" not in self._mute and now_ns >= self._heartbeat_ns
 
-    def heartbeat(self, now_s: float, now_ns: int, state: str) -> Notice:
-        """Return the daily message, with the collector's own `state` in one line; counting begins anew."""
+    def heartbeat(self, now_s: float, now_ns: int, state: str, *troubles: str) -> Notice:
+        """Return the daily message; counting begins anew.
+
+        `state` is how the collector says in one line that it does, `troubles` what it knows to need attention, and
+        what it does not know.
+        """
         day = self._today(now_ns)
         standing = self._standing(now_s, now_ns)
         bad = [f"{counted(len(standing), 'trouble')} open"] if standing else []
         bad += [f"{counted(day.lost, 'row')} lost"] if day.lost else []
-        title = f"{self.name}: heartbeat, {' and '.join(bad) or 'all is well'}"
-        lines = [clean(state), *self._counts(day, now_ns), *standing]
+        title = f"{self.name}: heartbeat, {' and '.join(bad) or ('not all is well' if troubles else 'all is well')}"
+        bad += troubles
+        lines = [clean("; ".join((state, *troubles))), *self._counts(day, now_ns), *standing]
         lines.append("This comes every day. If it does not, look at the machine.")
         self._day, self._heartbeat_ns = _Day(now_ns), self._next_heartbeat_ns(now_ns)
         level: Level = "warning" if bad else "info"
@@ -624,10 +629,14 @@ class Incidents:
             line_of("{filled} rows fetched from history; {missing} rows missing.", "", stopped.facts) + ran,
             *standing,
         ]
-        if standing or missing_ids:
+        unknown = _whole(stopped.facts, "unknown") or 0
+        if unknown:
+            text = "It is not known since {unknown_since} whether rows of {unknown} feeds are missing."
+            lines.append(line_of(text, "", stopped.facts))
+        if standing or missing_ids or unknown:
             lines.append("The next start fetches what can still be had.")
         title = f"{self.name}: {line_of('stopped after {rows} rows', '', stopped.facts)}"
-        level: Level = "warning" if standing or missing_ids else "info"
+        level: Level = "warning" if standing or missing_ids or unknown else "info"
         return Notice("stopped", level, title, tuple(lines), self._incident("stopped", now_ns), ended=True)
 
     def _leave_open(self, topic: _Topic, now_s: float) -> None:

@@ -149,12 +149,16 @@ class _Poster:
 class Alerts:
     """Tells people what happens, on all configured channels.
 
-    `heartbeat` gives the collector's state in one line; it is called from the thread, as is `on_channel`. Raises
-    `ConfigError` where a channel's address makes no sense.
+    `heartbeat` gives the collector's state in one line, and then its troubles; it is called from the thread, as is
+    `on_channel`. Raises `ConfigError` where a channel's address makes no sense.
     """
 
     def __init__(
-        self, config: Config, heartbeat: Callable[[], str], on_channel: OnChannel, clock: Clock | None = None
+        self,
+        config: Config,
+        heartbeat: Callable[[], tuple[str, ...]],
+        on_channel: OnChannel,
+        clock: Clock | None = None,
     ) -> None:
         self.name = collector_name(config)
         self._clock = clock or Clock()
@@ -236,7 +240,7 @@ class Alerts:
         for notice in self._incidents.due(clock.now_s(), clock.now_ns()):
             self._tell(notice)
         if self._incidents.heartbeat_due(clock.now_ns()):
-            self._tell(self._incidents.heartbeat(clock.now_s(), clock.now_ns(), self._heartbeat()))
+            self._tell(self._incidents.heartbeat(clock.now_s(), clock.now_ns(), *self._heartbeat()))
         if self._overflow and clock.now_s() - self._overflow_told_s > OVERFLOW_TOLD_EVERY_S:
             self._tell_overflow()
 

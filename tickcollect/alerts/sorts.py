@@ -288,6 +288,8 @@ EVENTS: dict[str, tuple[tuple[Action, str], ...]] = {
     "quarantine_grown": (("moment", "quarantine_grown"),),
     "quarantine_failed": (("moment", "quarantine_failed"),),
     "gap": (("hole", "gap"),),
+    "unknown": (),  # "disconnected" is told, and the heartbeat and the stop tell what is not known
+    "known": (),
     "filled": (("hole", "gap"),),
     "fill_waits": (("hole", "gap"),),
     "absent": (("hole", "gap"),),
