@@ -17,7 +17,9 @@ LAYOUT: dict[str, set[str]] = {
     "gaps": set(),
     "hours": set(),
     "journal": set(),
-    "rest": set(),
+    "budget": {"refusals"},
+    "refusals": set(),
+    "rest": {"budget", "refusals"},
     "status": set(),
     "systemd": set(),
     # the exchanges: pure
@@ -27,14 +29,14 @@ LAYOUT: dict[str, set[str]] = {
     "recovery": {"files", "salvage"},
     "segments": {"files", "hours", "recovery", "salvage"},
     # the path of a row, and the way back to what is missing
-    "feed": {"events", "exchanges"},
+    "feed": {"events", "exchanges", "refusals"},
     "repair": {"events", "exchanges", "gaps", "rest"},
     "writer": {"events", "exchanges", "feed", "gaps", "measured", "segments"},
     "backfill": {"events", "gaps", "journal", "repair", "rest", "segments", "writer"},
     "config": {"exchanges"},
     "happenings": {"journal"},
-    "venues": {"", "config", "exchanges", "rest"},
-    "watch": {"exchanges", "feed", "rest", "venues", "writer"},
+    "venues": {"", "budget", "config", "exchanges", "rest"},
+    "watch": {"budget", "exchanges", "feed", "rest", "venues", "writer"},
     # what is told, measured and delivered
     "alerts": {"", "config"},
     "backlog": {"files", "status"},
@@ -45,12 +47,12 @@ LAYOUT: dict[str, set[str]] = {
     "store": {"", "config", "files"},
     "upload": {"", "backlog", "config", "files", "happenings", "journal", "status", "store"},
     "check": {
-        "alerts", "config", "events", "exchanges", "feed", "files", "rest", "status", "store", "venues",
+        "alerts", "budget", "config", "events", "exchanges", "feed", "files", "rest", "status", "store", "venues",
     },
     "collector": {
-        "", "alerts", "backfill", "backlog", "config", "events", "exchanges", "feed", "files", "gaps", "happenings",
-        "journal", "measured", "metrics", "recovery", "repair", "rest", "salvage", "segments", "status", "systemd",
-        "venues", "watch", "writer",
+        "", "alerts", "backfill", "backlog", "budget", "config", "events", "exchanges", "feed", "files", "gaps",
+        "happenings", "journal", "measured", "metrics", "recovery", "repair", "rest", "salvage", "segments", "status",
+        "systemd", "venues", "watch", "writer",
     },
     # what a person starts
     "cli": {
@@ -65,7 +67,7 @@ LAYOUT: dict[str, set[str]] = {
 }  # fmt: skip
 """What each module, or folder of modules, may import of the package. `""` is the package itself (its version)."""
 
-PURE = ("events", "exchanges", "gaps", "salvage")
+PURE = ("budget", "events", "exchanges", "gaps", "refusals", "salvage")
 WORLD = {
     "asyncio", "concurrent", "http", "httpx", "logging", "loguru", "multiprocessing", "os", "pathlib", "picows",
     "random", "secrets", "select", "socket", "ssl", "subprocess", "threading", "time", "websockets",

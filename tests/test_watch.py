@@ -59,7 +59,7 @@ async def watched(listing: Listing) -> AsyncIterator[Venue]:
         entry = CollectEntry(exchange="binance", symbols=("BTCUSDT",), ws_url=server.ws_url, rest_url=server.rest_url)
         (venue,) = venues(Config(collect=(entry,)))
         info = await ask_symbols(venue, listing.tell)
-        venue.budget.limit = info.weight_per_minute
+        venue.budget.learn(venue.market.name, info.weight_per_minute)
         watch = asyncio.create_task(ListingWatch([(venue, info)], listing.tell, interval_s=0.01).run())
         try:
             yield venue

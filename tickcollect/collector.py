@@ -776,7 +776,7 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
             if info is None:
                 return Summary(0, 0, 0, 0, 0, 0, 0, (), 0.0)
             check_symbols(venue, info)
-            venue.budget.limit = info.weight_per_minute
+            venue.budget.learn(venue.market.name, info.weight_per_minute)
             found.append((venue, info))
         check_data_dir(config.data_dir)
         collector = Collector(config, found, happenings)

@@ -2,24 +2,20 @@
 
 Rules, from Binance's rest-api.md ("Limits", 2026-07-21) and its derivatives "General Info" page (2026-06):
 
-1. Weight is limited per IP address and UTC clock minute; USD-M and COIN-M count into one limit. So whatever shares an
-   address and a limit shares one `Budget`. It spends no more than its share, half by default: then even a clock that
-   is wrong, which lays one of our minutes across two of theirs, cannot pass the limit.
-2. A request is booked before it is sent, in the minute of its sending, and once more in the next minute if it is still
-   unanswered when that begins: the exchange may count it in either. A refused request costs its weight too.
-3. Each answer tells the weight used by the whole address; if that is more than we booked, somebody else is using it.
-4. After 429, 418 or 403 nothing is sent under that budget until the time told has passed. Ignoring it makes bans
-   longer.
+1. Weight is limited per IP address and clock minute; `budget` says how much of it is spent, by whom and in which order.
+2. A request is sent when the budget lets it in; the caller may bound its waiting for that. What is known to take longer
+   is told at once.
+3. Each answer, a refusal too, tells the weight used by the whole address, and the budget is told of it.
+4. After 429, 418 or 403 nothing is sent under that budget until the time told has passed (`refusals`): ignoring it
+   makes bans longer.
 5. A request is repeated only where that can help: no connection, no or half an answer, trouble inside the exchange.
 6. Certificates are always verified. Redirects are not followed: the exchange sends none, so they come from somebody
    else. Proxies are used only where the caller names one, never from the environment. httpx is kept from logging
    addresses, which may hold secrets elsewhere in the process.
+7. Whatever the libraries below may raise about an address, a proxy, a connection or an answer is a `RestError` here.
 """
 
 import asyncio
-import contextlib
-import email.utils
-import json
 import logging
 import math
 import os
@@ -27,22 +23,24 @@ import re
 import socket
 import ssl
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import Self
 
 import httpx
+import orjson
+import socksio
+
+from tickcollect.budget import Budget, Purpose, Ticket
+from tickcollect.refusals import TOO_MANY_REQUESTS, Kind, Refusal, refusal, told_wait_s, wait_s
 
 BODY_BYTES_MAX = 64 * 2**20
 """No answer of the exchange is near this; exchangeInfo of the spot market is about 20 MB."""
 _ERROR_BODY_BYTES_MAX = 64 * 2**10
 _MESSAGE_CHARACTERS_MAX = 200
-_FORBIDDEN_S = 60.0
-"""How long nothing is sent after a 403: the firewall's rules look at rates too."""
-_BAN_S_MIN = 120.0
-"""The shortest ban by rest-api.md; taken where a 418 does not tell its end."""
 
 
 # --- What can go wrong ---------------------------------------------------------------------------------------------
@@ -51,15 +49,25 @@ _BAN_S_MIN = 120.0
 class RestError(Exception):
     """A GET gave no usable answer. The text says what happened, what it means and what to do.
 
-    `retry_after_s`: asking again makes no sense before, where that is known. `code`: the exchange's own error code.
+    `advice` is what it means and what to do; a refusal's status may say it better than its class. `retry_after_s`:
+    asking again makes no sense before, where that is known. `code`: the exchange's own error code.
     """
 
-    advice: ClassVar[str] = ""
+    advice: str = ""
 
-    def __init__(self, what: str, *, retry_after_s: float | None = None, code: int | None = None) -> None:
+    def __init__(
+        self, what: str, *, advice: str = "", retry_after_s: float | None = None, code: int | None = None
+    ) -> None:
+        self.advice = advice or self.advice
         super().__init__(f"{what}. {self.advice}")
         self.retry_after_s = retry_after_s
         self.code = code
+
+
+class NotAdmittedError(RestError):
+    """The budget did not let the request in within the time that the caller has; nothing was sent."""
+
+    advice = "It is asked again later."
 
 
 class UnreachableError(RestError):
@@ -80,24 +88,13 @@ class CertificateError(RestError):
 class BlockedError(RestError):
     """451: the exchange does not serve this place."""
 
-    advice = (
-        "The exchange does not serve this country or cloud. Spot market data is also offered at "
-        "https://data-api.binance.vision and wss://data-stream.binance.vision; futures need a machine elsewhere."
-    )
-
 
 class BannedError(RestError):
     """429 or 418: this address has asked too much, or went on asking after it was told to wait."""
 
-    advice = (
-        "This address asked too much. All requests wait until then; look for other programs that share the address."
-    )
-
 
 class ForbiddenError(RestError):
     """403 from the firewall before the exchange, or 407 from a proxy."""
-
-    advice = "A firewall or a proxy refuses this request. Wait some minutes; if it stays, use another address."
 
 
 class BadRequestError(RestError):
@@ -108,8 +105,6 @@ class BadRequestError(RestError):
 
 class ServerTroubleError(RestError):
     """5xx, 408 or a timeout inside the exchange."""
-
-    advice = "The exchange has trouble of its own; it is worth trying again later."
 
 
 class BadAnswerError(RestError):
@@ -126,80 +121,20 @@ class CutAnswerError(BadAnswerError):
 
 _WORTH_REPEATING = (UnreachableError, ServerTroubleError, CutAnswerError)
 
-_BY_STATUS: dict[int, type[RestError]] = {
-    403: ForbiddenError,
-    407: ForbiddenError,
-    408: ServerTroubleError,
-    418: BannedError,
-    429: BannedError,
-    451: BlockedError,
+_BY_KIND: dict[Kind, type[RestError]] = {
+    Kind.BANNED: BannedError,
+    Kind.FORBIDDEN: ForbiddenError,
+    Kind.BLOCKED: BlockedError,
+    Kind.TROUBLE: ServerTroubleError,
+    Kind.REFUSED: BadRequestError,
+    Kind.STRANGE: BadAnswerError,
 }
-_BY_HUNDRED: dict[int, type[RestError]] = {4: BadRequestError, 5: ServerTroubleError}
-_BY_CODE: dict[int, type[RestError]] = {
-    -1001: ServerTroubleError,  # DISCONNECTED
-    -1003: BannedError,  # TOO_MANY_REQUESTS
-    -1007: ServerTroubleError,  # TIMEOUT
+_STATUS_OF_CODE = {
+    -1001: 503,  # DISCONNECTED
+    -1003: TOO_MANY_REQUESTS,
+    -1007: 504,  # TIMEOUT
 }
-"""Binance's errors.md, where the code says more than the status."""
-
-
-# --- The budget ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Budget:
-    """The request weight that one address may spend in a UTC clock minute. Knows no clock: times come as arguments.
-
-    `limit` is the exchange's (`rateLimits` in exchangeInfo) and may be set anew at any time; `share` is our part of it.
-    """
-
-    limit: int
-    share: float = 0.5
-    _minute: int = field(default=0, init=False)
-    _used: int = field(default=0, init=False)
-    _unanswered: int = field(default=0, init=False)
-    _closed_until_s: float = field(default=float("-inf"), init=False)
-
-    def reserve(self, weight: int, wall_s: float, monotonic_s: float) -> float:
-        """Book `weight` and return 0.0, or book nothing and return the seconds after which to ask again.
-
-        Raises `ValueError` for a weight that no minute has room for.
-        """
-        allowance = int(self.limit * self.share)
-        if weight > allowance:
-            raise ValueError(f"a request of weight {weight} never fits into {allowance} a minute: raise the share")
-        self._begin_minute(wall_s)
-        if self._closed_until_s > monotonic_s:
-            return self._closed_until_s - monotonic_s
-        if self._used + weight > allowance:
-            return 60 - wall_s % 60
-        self._used += weight
-        self._unanswered += weight
-        return 0.0
-
-    def settle(self, weight: int, sent_s: float, wall_s: float, used: int | None) -> None:
-        """Close a booking made at `sent_s`; `used` is the address's weight in this minute as the answer told it.
-
-        What was told to a request of the minute before is not taken over: it may be that minute's.
-        """
-        self._begin_minute(wall_s)
-        self._unanswered -= weight
-        if used is not None and sent_s // 60 == wall_s // 60:
-            self._used = max(self._used, used + self._unanswered)
-
-    def close(self, seconds: float, monotonic_s: float) -> None:
-        """Let nothing pass for `seconds` (rule 4)."""
-        self._closed_until_s = max(self._closed_until_s, monotonic_s + seconds)
-
-    def closed_for_s(self, monotonic_s: float) -> float:
-        """Return how long a ban goes on, 0.0 where there is none."""
-        return max(0.0, self._closed_until_s - monotonic_s)
-
-    def _begin_minute(self, wall_s: float) -> None:
-        minute = int(wall_s // 60)
-        if minute > self._minute:
-            self._used = self._unanswered
-        self._minute = minute  # a clock that was set back frees nothing
+"""Where the exchange's own code (Binance's errors.md) says more than the status: the status that says the same."""
 
 
 # --- Asking --------------------------------------------------------------------------------------------------------
@@ -263,17 +198,21 @@ class Rest:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = 20.0,
         retry_delays_s: Sequence[float] | None = None,
+        purpose: Purpose = Purpose.REPAIR,
+        admitted_within_s: float | None = None,
     ) -> bytes:
         """Return the body of a good answer, which begins and ends like JSON.
 
-        Waits while the budget is used up or closed; `timeout_s` bounds each single request after that.
-        `retry_delays_s` replaces the usual pauses, for a caller with a patience of its own. Raises the `RestError` that
-        tells what went wrong last.
+        Waits in the budget's line, by `purpose`, while the budget is used up or closed; `admitted_within_s` bounds that
+        for each sending, and `timeout_s` each single request after it. `retry_delays_s` replaces the usual pauses, for
+        a caller with a patience of its own. Raises the `RestError` that tells what went wrong last: `NotAdmittedError`
+        where the budget does not let the request in within its time, at once where that is known.
         """
         delays_s = iter(self._retry_delays_s if retry_delays_s is None else retry_delays_s)
         while True:
             try:
-                return await self._ask(path, params, weight, headers, timeout_s)
+                ticket, sent_s = await self._admitted(f"{self._host}{path}", weight, purpose, admitted_within_s)
+                return await self._ask(path, params, headers, timeout_s, ticket, sent_s)
             except _WORTH_REPEATING as error:
                 delay_s = next(delays_s, None)
                 if delay_s is None or (error.retry_after_s or 0) > delay_s:
@@ -284,12 +223,12 @@ class Rest:
         self,
         path: str,
         params: Mapping[str, str | int] | None,
-        weight: int,
         headers: Mapping[str, str] | None,
         timeout_s: float,
+        ticket: Ticket,
+        sent_s: float,
     ) -> bytes:
         where = f"{self._host}{path}"
-        sent_s = await self._admitted(weight)
         response = None
         try:
             async with (
@@ -297,7 +236,7 @@ class Rest:
                 self._client.stream("GET", self.base_url + path, params=params, headers=headers) as response,
             ):
                 body = await self._body(response, where)
-        except (httpx.RequestError, TimeoutError) as error:
+        except _LIBRARY_ERRORS as error:
             if response is None:
                 raise _no_answer(error, where, timeout_s) from error
             if response.status_code == HTTPStatus.OK:
@@ -305,21 +244,47 @@ class Rest:
             body = b""  # a refusal says enough by its status
         finally:
             used = None if response is None else _whole_number(response.headers.get(self._used_weight_header, ""))
-            self._budget.settle(weight, sent_s, self._clock.wall(), used)
+            self._budget.settle(ticket, sent_s, self._clock.wall(), self._clock.monotonic(), used)
         if response.status_code != HTTPStatus.OK:
-            raise self._refusal(response, body, where)
+            raise self._refused(response, body, where)
         if not _JSON_ENDS.fullmatch(body[:_EDGE_BYTES] + body[-_EDGE_BYTES:]):
             raise BadAnswerError(f"{where}: the answer is not JSON")
         return body
 
-    async def _admitted(self, weight: int) -> float:
-        """Wait until the budget has room; return the wall clock's time of the booking."""
-        while True:
-            now_s = self._clock.wall()
-            wait_s = self._budget.reserve(weight, now_s, self._clock.monotonic())
-            if not wait_s:
-                return now_s
-            await self._clock.sleep(wait_s)
+    async def _admitted(
+        self, where: str, weight: int, purpose: Purpose, within_s: float | None
+    ) -> tuple[Ticket, float]:
+        """Wait until the budget lets a request in; return its booking and the wall clock's time of it."""
+        budget, clock = self._budget, self._clock
+        if weight > budget.limit:
+            raise NotAdmittedError(f"{where}: its weight {weight} is above the exchange's {budget.limit} a minute")
+        woken = asyncio.Event()
+        ticket = Ticket(weight, purpose, clock.monotonic(), woken.set)
+        deadline_s = math.inf if within_s is None else ticket.since_s + within_s
+        budget.join(ticket)
+        try:
+            while True:
+                woken.clear()
+                now_s, left_s = clock.wall(), deadline_s - clock.monotonic()
+                wait_s = budget.reserve(ticket, now_s, clock.monotonic())
+                if not wait_s:
+                    return ticket, now_s
+                least_s = budget.least_wait_s(ticket, now_s, clock.monotonic())
+                if left_s <= 0 or left_s < least_s < math.inf:
+                    raise _not_admitted(where, least_s)
+                await self._pause(min(wait_s, left_s), woken)
+        finally:
+            budget.leave(ticket, clock.monotonic())
+
+    async def _pause(self, seconds: float, woken: asyncio.Event) -> None:
+        """Wait until the time has passed, or until the line's ticket is woken."""
+        waking = asyncio.ensure_future(woken.wait())
+        waits = {waking} if seconds == math.inf else {waking, asyncio.ensure_future(self._clock.sleep(seconds))}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     async def _body(self, response: httpx.Response, where: str) -> bytes:
         """Read a whole answer, or of a refusal as much as its reason may need."""
@@ -335,23 +300,24 @@ class Rest:
                 break
         return b"".join(chunks)
 
-    def _refusal(self, response: httpx.Response, body: bytes, where: str) -> RestError:
+    def _refused(self, response: httpx.Response, body: bytes, where: str) -> RestError:
         """Return the error that an answer other than 200 means; a ban also closes the budget."""
-        status = response.status_code
+        status, wall_s = response.status_code, self._clock.wall()
         code, message = _code_and_message(body)
-        kind = _BY_CODE.get(code or 0) or _BY_STATUS.get(status) or _BY_HUNDRED.get(status // 100, BadAnswerError)
+        status_meant = _STATUS_OF_CODE.get(code or 0, status)
+        if status in _BANNED_STATUSES:
+            status_meant = status
+        found = refusal(status_meant)
         what = f"{where}: HTTP {status}{message}"
-        if response.has_redirect_location:
+        if "Location" in response.headers:
             what += f", which would lead to {_printable(response.headers['Location'])}"
-        retry_after_s = _retry_after_s(response.headers, message, self._clock.wall())
-        if kind is BannedError:
-            if retry_after_s is None:
-                retry_after_s = _BAN_S_MIN if status == HTTPStatus.IM_A_TEAPOT else 60 - self._clock.wall() % 60
-            self._budget.close(retry_after_s, self._clock.monotonic())
-            what += f", wait {math.ceil(retry_after_s)} s"
-        elif kind is ForbiddenError:
-            self._budget.close(max(_FORBIDDEN_S, retry_after_s or 0.0), self._clock.monotonic())
-        return kind(what, retry_after_s=retry_after_s, code=code)
+        header = response.headers.get("Retry-After")
+        told_s = told_wait_s(header, wall_s, message)
+        if found.kind in _CLOSING:
+            told_s = wait_s(status_meant, header, wall_s, message)
+            self._budget.close(told_s, self._clock.monotonic())
+            what += f", wait {math.ceil(told_s)} s"
+        return _BY_KIND[found.kind](what, advice=_advice(found), retry_after_s=told_s, code=code)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -370,7 +336,26 @@ class Rest:
 
 _EDGE_BYTES = 64
 _JSON_ENDS = re.compile(rb"\s*[{\[].*[}\]]\s*", re.DOTALL)
-_BANNED_UNTIL = re.compile(r"banned until (\d{13})\b")
+_CLOSING = (Kind.BANNED, Kind.FORBIDDEN)
+_BANNED_STATUSES = (418, TOO_MANY_REQUESTS)
+"""Their time tells more than the code in the text, which is -1003 for both."""
+
+
+_LIBRARY_ERRORS: tuple[type[Exception], ...] = (
+    httpx.HTTPError,
+    httpx.InvalidURL,
+    httpx.StreamError,
+    socksio.SOCKSError,
+    zlib.error,
+    OSError,  # sockets and TLS, where httpcore does not translate them; TimeoutError too
+    EOFError,
+    ValueError,  # names and text that cannot be encoded
+    LookupError,  # an encoding that does not exist
+    ArithmeticError,
+    RuntimeError,  # a connection that is used after its end; nesting without end
+    AssertionError,  # httpcore's and socksio's own, on an address that a proxy's protocol cannot say
+)
+"""What httpx and what it stands on may raise about an address, a proxy or what comes (rule 7)."""
 
 
 _MEANINGS: tuple[tuple[type[Exception], type[RestError], str], ...] = (
@@ -393,7 +378,17 @@ def _no_answer(error: Exception, where: str, timeout_s: float) -> RestError:
         found = [cause for cause in causes if isinstance(cause, kind)]
         if found:
             return meaning(f"{where}: {sentence}{_detail(found[-1])}")
-    return UnreachableError(f"{where}: the connection failed")
+    return UnreachableError(f"{where}: the connection failed ({type(error).__name__})")
+
+
+def _not_admitted(where: str, least_s: float) -> NotAdmittedError:
+    known_s = least_s if 0 < least_s < math.inf else None
+    until = f" for {math.ceil(known_s)} s" if known_s else " in time"
+    return NotAdmittedError(f"{where}: the request limit lets nothing in{until}", retry_after_s=known_s)
+
+
+def _advice(found: Refusal) -> str:
+    return f"{found.meaning[:1].upper()}{found.meaning[1:]}: {found.remedy}."
 
 
 def _detail(cause: Exception) -> str:
@@ -423,28 +418,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _code_and_message(body: bytes) -> tuple[int | None, str]:
     """Return the exchange's error code, and code and message as a clause for a sentence; None and "" without."""
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
         return None, ""
     code = value.get("code") if isinstance(value, dict) else None
     if not isinstance(code, int) or isinstance(code, bool):
         return None, ""
-    return code, f", code {code}: {_printable(str(value.get('msg', '')))}".rstrip(": ")
-
-
-def _retry_after_s(headers: httpx.Headers, message: str, wall_s: float) -> float | None:
-    """Return the longest waiting time told by `Retry-After` (seconds or a date) and by "IP banned until <ms>"."""
-    told_s: list[float] = []
-    header = headers.get("Retry-After", "")
-    seconds = _whole_number(header)
-    if seconds is not None:
-        told_s.append(seconds)
-    else:
-        with contextlib.suppress(ValueError, OverflowError):
-            told_s.append(email.utils.parsedate_to_datetime(header).timestamp() - wall_s)
-    if until := _BANNED_UNTIL.search(message):
-        told_s.append(int(until[1]) / 1000 - wall_s)
-    return max(1.0, *told_s) if told_s else None
+    message = value.get("msg")
+    text = _printable(message) if isinstance(message, str) else ""
+    return code, f", code {code}: {text}".rstrip(": ")
 
 
 def _whole_number(text: str) -> int | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from tickcollect import __version__
+from tickcollect.budget import Budget
 from tickcollect.config import CollectEntry, Config
 from tickcollect.exchanges.binance import (
     MARKETS,
@@ -19,7 +20,7 @@ from tickcollect.exchanges.binance import (
     nearest_symbols,
     rest_url_for,
 )
-from tickcollect.rest import BadRequestError, BlockedError, Budget, Rest, RestError
+from tickcollect.rest import BadRequestError, BlockedError, Rest, RestError
 
 USER_AGENT = f"tickcollect/{__version__}"
 

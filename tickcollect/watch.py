@@ -178,7 +178,7 @@ class ListingWatch:
             logger.debug("{}: its list of symbols cannot be read again: {}", market.name, error)
             return
         self._compare_limit(venue, venue.budget.limit, info.weight_per_minute)
-        venue.budget.limit = info.weight_per_minute
+        venue.budget.learn(market.name, info.weight_per_minute)
         for stream, symbol in venue.feeds:
             was, state = self._states[market.name, symbol], info.statuses.get(symbol, GONE)
             if state != was:

@@ -7,6 +7,7 @@ not traded since it was subscribed.
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -121,7 +122,7 @@ async def _listed(venue: Venue) -> tuple[ExchangeInfo | None, Findings]:
     except ValueError as error:
         found = f"its list of symbols cannot be read: {error}"
         return None, [Finding("exchange", market.name, FAIL, found, "Check rest_url; if it is right, try again later")]
-    venue.budget.limit = info.weight_per_minute
+    venue.budget.learn(venue.market.name, info.weight_per_minute)
     weight = f"{info.weight_per_minute:,} request weight a minute"
     found = f"answers; lists {plural(len(info.statuses), 'symbol')}, allows {weight}"
     findings = [Finding("exchange", market.name, OK, found)]
@@ -187,14 +188,19 @@ async def _history(config: Config, venue: Venue, symbols: Mapping[str, str]) -> 
     if not key:
         found = "gaps of this stream can be filled only with an API key"
         return [Finding("history", subject, WARN, found, "Set BINANCE_API_KEY: a key without any permission is enough")]
+    if source.weight > venue.budget.allowance:
+        found = (
+            f"gaps of this stream are filled one request a minute: its weight {source.weight} is more than "
+            f"the {venue.budget.allowance} that REST_SHARE allows"
+        )
+        least = math.ceil(100 * source.weight / venue.budget.limit) / 100
+        return [Finding("history", subject, WARN, found, f"Raise REST_SHARE to {least:.2f} or more")]
     params: dict[str, str | int] = {"symbol": symbols[stream], "limit": 1}
     try:
         await _ask(venue, source.path, params, weight=source.weight, headers={source.key_header: key})
     except RestError as error:
         remedy = "Correct BINANCE_API_KEY: a key without any permission is enough" if error.code in KEY_REFUSED else ""
         return [_refused("history", subject, FAIL, error, remedy)]
-    except ValueError as error:
-        return [Finding("history", subject, WARN, str(error), "Raise REST_SHARE: gaps of this stream cannot be filled")]
     return [Finding("history", subject, OK, "BINANCE_API_KEY is accepted")]
 
 
