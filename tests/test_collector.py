@@ -1,10 +1,12 @@
 """Collecting in this process, from recordings made to look like the exchange's: what is kept, refused, on record."""
 
 import asyncio
+import errno
 import json
+import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -434,3 +436,83 @@ def test_a_stop_waits_for_the_file_that_is_being_sealed(spot: Setting, monkeypat
     assert released_while == [[]]
     on_disk = [file.first_id for file in data_files(spot.data_dir, spot.feed) if file.path.suffix == ".zip"]
     assert [entry["first_id"] for entry in journal(spot.data_dir, "sealed")] == on_disk == [1000]
+
+
+# --- What the disk refuses beside a write ---------------------------------------------------------------------------
+
+
+def test_without_descriptors_a_sync_waits_and_collecting_goes_on(
+    spot: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync that finds no free descriptor is told once and tried again; nothing ends, nothing is missing."""
+    refused = iter(range(3))
+    real = segments.OpenFiles.duplicate
+
+    def duplicate(pool: segments.OpenFiles, path: Path) -> int:
+        if next(refused, None) is not None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(pool, path)
+
+    monkeypatch.setattr(segments.OpenFiles, "duplicate", duplicate)
+    sent = [trade(n) for n in range(1000, 1300)]
+    summary = spot.collect(
+        sent, lambda: spot.told.get("rows") == 300 and next(refused, None) is None, SYNC_INTERVAL_S=0.05
+    )
+    assert spot.rows == [row_of(text) for text in sent]
+    assert (summary.missing, len(journal(spot.data_dir, "sync_waits"))) == (0, 1)
+
+
+def test_a_directory_moved_away_before_sealing_ends_nothing(spot: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files that wait for sealing and are gone with their directory count as missing; the collector goes on."""
+    real = segments.Segments.seal
+    away = spot.folder / "away"
+
+    def seal(files: segments.Segments, segment: segments.Segment) -> segments.Sealed:
+        if not away.exists():
+            files.directory.rename(away)
+        return real(files, segment)
+
+    monkeypatch.setattr(segments.Segments, "seal", seal)
+    sent = [trade(n) for n in range(1000, 2000)]
+    spot.collect(sent, lambda: spot.told.get("rows") == 1000 and journal(spot.data_dir, "lost"), ROTATE_SIZE="1kB")
+    assert "No such file" in journal(spot.data_dir, "seal_failed")[0]["detail"]
+    lost = {n for entry in journal(spot.data_dir, "lost") for n in range(entry["first_id"], entry["last_id"] + 1)}
+    first_away = {int(path.name.removesuffix(".csv").split("-")[5]) for path in away.glob("*.csv")}
+    assert 1000 in lost & first_away
+    assert lost.isdisjoint(ids(spot.rows) if (spot.data_dir / spot.feed).exists() else ())
+
+
+def test_what_is_safe_of_a_file_whose_sync_failed_is_sealed(spot: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the sync before a seal fails, the rows made safe earlier are sealed in this run, the others count missing."""
+    real = segments.Segments._make_safe
+    failed: list[segments.SyncFailedError] = []
+
+    def make_safe(files: segments.Segments, job: segments._Growing) -> None:
+        if failed or job.safe is None or not threading.current_thread().name.startswith("seal"):
+            real(files, job)
+            return
+        error = OSError(errno.EIO, os.strerror(errno.EIO))
+        failed.append(files._give_up_tail(job, error))
+        raise failed[0]
+
+    def append(files: segments.Segments, lines: bytes, ids: Sequence[int], day: int) -> list[segments.Segment]:
+        ended = []
+        for at, line in enumerate(lines.splitlines(keepends=True)):
+            ended += real_append(files, line, ids[at : at + 1], day)
+            if at % 10 == 0 and not files._unsynced:
+                files.sync()  # so that what ends next is safe but for its last rows
+        return ended
+
+    real_append = segments.Segments.append
+    monkeypatch.setattr(segments.Segments, "_make_safe", make_safe)
+    monkeypatch.setattr(segments.Segments, "append", append)
+    sent = [trade(n) for n in range(1000, 4000)]
+    spot.collect(sent, lambda: spot.told.get("rows") == 3000, ROTATE_SIZE="20kB", SYNC_INTERVAL_S=60)
+    assert failed, "no file was safe in part when it was sealed"
+    remaining = failed[0].remaining
+    assert remaining is not None
+    sealed = [(entry["first_id"], entry["last_id"]) for entry in journal(spot.data_dir, "sealed")]
+    assert (remaining.first_id, remaining.last_id) in sealed
+    cut = set(range(failed[0].first_id, failed[0].last_id + 1))
+    assert ids(spot.rows) == [n for n in range(1000, 4000) if n not in cut]
+    assert missing(spot.data_dir, spot.feed) == cut

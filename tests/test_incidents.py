@@ -112,6 +112,7 @@ FACTS: dict[str, object] = {
     "again_in_s": 5.0, "id": 5, "free_mb": 12, "bytes": 123, "offset_ms": 2500, "now": 7, "was": 6, "store": "s3://b",
     "proof": "sha256", "files": 3, "already": 0, "sent": 1, "waiting": 2, "waiting_bytes": 99, "gaps": 1,
     "missing": 0, "filled": 11, "refused": 0, "since": "2026-09-21T02:24:28Z",
+    "kept": "quarantine/x.csv",
 }  # fmt: skip
 """Facts of every event, by the names that those who tell it use."""
 
@@ -876,7 +877,7 @@ class Storms(RuleBasedStateMachine):
         try:
             for symbol in range(10):
                 feed = f"binance/trade/S{symbol}"
-                for event in ("data_again", "disk_again", "disk_enough", "clock_offset"):
+                for event in ("data_again", "disk_again", "files_again", "disk_enough", "clock_offset"):
                     self.night.note(event, feed, **{**FACTS, "link": "1 of 3"})
                     self.night.note(event, feed, **{**FACTS, "link": "2 of 3"})
                     self.night.note(event, feed, **{**FACTS, "link": "3 of 3"})

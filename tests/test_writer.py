@@ -822,6 +822,121 @@ def test_file_taken_away(tmp_path: Path, harm: str) -> None:
     run(test)
 
 
+# --- The files of one feed ----------------------------------------------------------------------------------------
+
+TWO = ("binance/trade/BTCUSDT", "binance/trade/ETHUSDT")
+Harm = Callable[[Path], None]
+
+
+def replaced_by_a_file(directory: Path) -> None:
+    directory.rename(directory.with_name("away"))
+    directory.touch()
+
+
+def replaced_by_a_link_to_itself(directory: Path) -> None:
+    directory.rename(directory.with_name("away"))
+    directory.symlink_to(directory)
+
+
+@pytest.mark.parametrize("harm", [replaced_by_a_file, replaced_by_a_link_to_itself])
+def test_one_feeds_directory_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Harm) -> None:
+    """A feed whose directory cannot be used waits and is told once; the others go on; its rows come when it is back."""
+    monkeypatch.setattr(writer_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(writer_module, "LONGEST_PAUSE_S", 0.02)
+
+    async def test() -> None:
+        async with desk(tmp_path, *TWO) as found:
+            missed: list[tuple[int, int]] = []
+            found.writer.miss = lambda _, first, last: missed.append((first, last))
+            directory = tmp_path / TWO[0]
+            other = found.feeds[TWO[1]]
+            async with found.writing():
+                found.put(trade(1), trade(1, symbol="ETHUSDT"))
+                await until(lambda: other.rows == 1)
+                harm(directory)
+                for id_ in range(2, 6):
+                    found.put(trade(id_), trade(id_, symbol="ETHUSDT"))
+                await until(lambda: other.rows == 5)
+                assert found.writer.blocked
+                assert not found.writer.disk_trouble
+                directory.unlink()
+                await until(lambda: found.feeds[TWO[0]].rows == 5)
+            assert found.files(TWO[0])["2026-07-14-2"] == "".join(line(trade(id_)) for id_ in range(2, 6))
+            assert missed == [(1, 1)], "the file that is gone with its directory is to be had again"
+            assert len(found.events("files_refused")) == len(found.events("files_again")) == 1
+
+    run(test)
+
+
+def test_rows_that_wait_for_one_feed_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the limit the waiting rows are declared missing, so that history gives them; later ones are written."""
+    monkeypatch.setattr(writer_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(writer_module, "LONGEST_PAUSE_S", 0.02)
+    monkeypatch.setattr(writer_module, "BLOCKED_BYTES", 5 * len(line(trade(1))))
+
+    async def test() -> None:
+        async with desk(tmp_path, *TWO) as found:
+            missed: set[int] = set()
+            found.writer.miss = lambda _, first, last: missed.update(range(first, last + 1))
+            directory = tmp_path / TWO[0]
+            directory.parent.mkdir(parents=True)
+            directory.touch()
+            async with found.writing():
+                for id_ in range(1, 31):
+                    found.put(trade(id_))
+                    await found.settled()
+                await until(lambda: bool(missed))
+                directory.unlink()
+                await until(lambda: bool(found.events("files_again")))
+                found.put(trade(31))
+                await until(lambda: found.feeds[TWO[0]].rows > 0)
+            written = {int(row.split(",")[3]) for text in found.files(TWO[0]).values() for row in text.splitlines()}
+            assert written | missed == set(range(1, 32))
+            assert not written & missed
+            told = {id_ for gap in found.events("gap") for id_ in range(gap["first_id"], gap["last_id"] + 1)}  # type: ignore[call-overload,operator] # facts are objects
+            assert told == missed
+
+    run(test)
+
+
+def test_a_stop_does_not_wait_for_a_refused_feed(tmp_path: Path) -> None:
+    """What a feed's files did not take until the end is known to be unwritten; the stop neither waits nor fails."""
+
+    async def test() -> None:
+        async with desk(tmp_path, *TWO) as found:
+            directory = tmp_path / TWO[0]
+            directory.parent.mkdir(parents=True)
+            directory.touch()
+            async with found.writing():
+                found.put(trade(7), trade(8), trade(1, symbol="ETHUSDT"))
+                await until(lambda: found.feeds[TWO[1]].rows == 1)
+            assert found.writer.unwritten() == {found.feeds[TWO[0]]: [7, 8]}
+            directory.unlink()
+
+    run(test)
+
+
+def test_a_taken_name_does_not_stop_a_feed_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that stays where a new one begins goes to quarantine whole, and the feed goes on."""
+    monkeypatch.setattr(writer_module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(writer_module, "NAME_FREED_WITHIN_S", 0.03)
+
+    async def test() -> None:
+        async with desk(tmp_path, *TWO) as found:
+            stray = tmp_path / TWO[0] / "BTCUSDT-trade-2026-07-14-1.csv"
+            stray.parent.mkdir(parents=True)
+            stray.write_bytes(b"somebody's\n")
+            async with found.writing():
+                found.put(trade(1), trade(1, symbol="ETHUSDT"))
+                await until(lambda: all(feed.rows == 1 for feed in found.feeds.values()))
+            assert found.files(TWO[0]) == {"2026-07-14-1": line(trade(1))}
+            (kept,) = (tmp_path / "quarantine").rglob("BTCUSDT-trade-2026-07-14-1.csv*")
+            assert kept.read_bytes() == b"somebody's\n"
+            assert len(found.events("moved_aside")) == 1
+
+    run(test)
+
+
 # --- What is told --------------------------------------------------------------------------------------------------
 
 

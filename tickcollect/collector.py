@@ -91,6 +91,8 @@ CARRIERS_COMPARED_S = 3600.0
 BACKLOG_INTERVAL_S = 60.0
 RENEWALS_SPREAD = 0.05
 STOP_WITHIN_S = 10.0
+PROBLEMS_SHOWN = 5
+"""Feeds whose files are refused, that the status names."""
 FILES_TOLD = 100
 FEEDS_NAMED = 20
 ATTEMPTS_LOOKED_FOR_BYTES = 1_000_000
@@ -162,6 +164,8 @@ class Collector:
         self._disk_rate = status.Rate(window_s=600.0)
         self._sealed_ratio = 1.0
         self.sealed_counts: Counter[Feed] = Counter()
+        self._unsafe: set[Feed] = set()
+        """Feeds whose newest rows could not be made safe the last time."""
         self._uniform = random.SystemRandom().uniform
         self._loop = asyncio.get_running_loop()
         self._locks: list[Lock] = []
@@ -456,6 +460,9 @@ class Collector:
                 await self.writer.finish(self._loop.time())
         except (TimeoutError, SegmentError) as error:
             self._tell_not_written(str(error) or "the disk does not answer.")
+        else:
+            if self.writer.unwritten():
+                self._tell_not_written(self.writer.blocked[0])
         if self.sealing_now is not None:
             await self.sealing_now
         if self.config.seal_at_stop:
@@ -503,16 +510,27 @@ class Collector:
         self.happenings.sync()
         self.measured.write()
         for feed in self.feeds:
-            try:
-                feed.segments.sync()
-            except SyncFailedError as error:
-                self._tell_unsafe(feed, error)
-                if error.remaining is not None:
-                    self._ended([error.remaining], feed)
+            self._sync_feed(feed)
 
-    def _tell_unsafe(self, feed: Feed, error: SyncFailedError) -> None:
+    def _sync_feed(self, feed: Feed) -> None:
+        """Make a feed's rows safe; what refuses to be opened is tried again at the next time, and told once."""
+        try:
+            feed.segments.sync()
+        except SyncFailedError as error:
+            self._give_up_unsafe(feed, error)
+        except SegmentError as error:
+            if feed not in self._unsafe:
+                self._unsafe.add(feed)
+                self.tell("sync_waits", feed.name, detail=str(error))
+        else:
+            self._unsafe.discard(feed)
+
+    def _give_up_unsafe(self, feed: Feed, error: SyncFailedError) -> None:
+        """Have the rows again that may not be on the disk, and seal what is there of their file."""
         self.tell("sync_failed", feed.name, detail=str(error), first_id=error.first_id, last_id=error.last_id)
         self._miss(feed, error.first_id, error.last_id)
+        if error.remaining is not None:
+            self._ended([error.remaining], feed)
 
     async def _seal(self) -> None:
         while True:
@@ -526,16 +544,10 @@ class Collector:
         try:
             sealed = feed.segments.seal(segment)
         except SyncFailedError as error:
-            self._tell_unsafe(feed, error)
+            self._give_up_unsafe(feed, error)
         except SegmentError as error:
             self.tell("seal_failed", feed.name, detail=str(error))
-            sealed_ids = _sealed_ids(feed).spans
-            is_sealed = any(first <= segment.first_id and segment.last_id <= last for first, last in sealed_ids)
-            if not segment.path.exists() and not is_sealed:
-                self._miss(feed, segment.first_id, segment.last_id)
-            elif isinstance(error, DiskError):
-                again = partial(self._loop.call_later, SEAL_AGAIN_S, self.sealing.put_nowait, (feed, segment))
-                self._loop.call_soon_threadsafe(again)
+            self._after_failed_seal(feed, segment, error)
         else:
             self.sealed.append(sealed.path)
             self.sealed_counts[feed] += 1
@@ -552,6 +564,21 @@ class Collector:
                 csv_sha256=sealed.csv.sha256,
                 hours=sealed.hours,
             )
+
+    def _after_failed_seal(self, feed: Feed, segment: Segment, error: SegmentError) -> None:
+        """Have the rows again if the file is gone; seal it later if the disk refused, or if that cannot be told."""
+        try:
+            gone = not _exists(segment.path) and not _is_sealed(feed, segment)
+        except OSError:
+            gone = False
+        else:
+            if not gone and not isinstance(error, DiskError):
+                return
+        if gone:
+            self._miss(feed, segment.first_id, segment.last_id)
+        else:
+            again = partial(self._loop.call_later, SEAL_AGAIN_S, self.sealing.put_nowait, (feed, segment))
+            self._loop.call_soon_threadsafe(again)
 
     async def _seal_all(self) -> None:
         """End and seal everything (`SEAL_AT_STOP`)."""
@@ -707,6 +734,7 @@ class Collector:
 
     def _problems(self) -> list[str]:
         found = [] if not self.writer.disk_trouble else [self.writer.disk_trouble]
+        found += self.writer.blocked[:PROBLEMS_SHOWN]
         return found + [text for text in (self.happenings.refused, self.measured.refused) if text]
 
     def _summary(self) -> Summary:
@@ -742,6 +770,20 @@ def _sealed_ids(feed: Feed) -> Ranges:
         if name is not None and name.last_id is not None and not name.temporary:
             ranges.add(name.first_id, name.last_id)
     return ranges
+
+
+def _exists(path: Path) -> bool:
+    """Tell whether there is a file; unlike `Path.exists`, a directory that cannot be searched is an error."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _is_sealed(feed: Feed, segment: Segment) -> bool:
+    spans = _sealed_ids(feed).spans if _exists(feed.segments.directory) else []
+    return any(first <= segment.first_id and segment.last_id <= last for first, last in spans)
 
 
 def _lower_priority() -> None:

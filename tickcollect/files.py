@@ -329,6 +329,18 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def takes_files(directory: Path) -> bool:
+    """Tell whether a file can be made, written and deleted in `directory`."""
+    probe = directory / f".probe-{os.getpid()}"
+    try:
+        with open(probe, "wb", opener=private) as file:
+            file.write(b"\n")
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
 def private(path: str, flags: int) -> int:
     """Open a file as rule 3 says; for `open(..., opener=private)`."""
     return os.open(path, flags | os.O_NOFOLLOW, FILE_MODE)

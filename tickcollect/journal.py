@@ -92,7 +92,10 @@ class Journal:
         with self._lock:
             if self._descriptor < 0:
                 return
-            descriptor = os.dup(self._descriptor)
+            try:
+                descriptor = os.dup(self._descriptor)
+            except OSError as error:
+                raise JournalError("sync", self._path, error) from error
         try:
             os.fdatasync(descriptor)
         except OSError as error:

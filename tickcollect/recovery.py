@@ -266,3 +266,19 @@ def quarantine(root: Path, feed: FeedPath, path: Path, cuts: Iterable[Cut]) -> P
         os.fsync(sink.fileno())
     sync_directory(target.parent)
     return target
+
+
+def move_aside(root: Path, feed: FeedPath, path: Path) -> Path | None:
+    """Move a whole file to quarantine, under a name that is not taken; None if that cannot be done."""
+    try:
+        target = feed.directory(root / QUARANTINE) / f"{path.name}.{path.lstat().st_mtime_ns}"
+        make_directory(target.parent)
+        for place in range(1, 100):
+            if not os.path.lexists(target):
+                break
+            target = target.with_name(f"{path.name}.{path.lstat().st_mtime_ns}-{place}")
+        path.rename(target)
+        sync_directory(target.parent)
+    except OSError:
+        return None
+    return target

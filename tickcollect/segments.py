@@ -48,7 +48,6 @@ from tickcollect.files import (
     FILE_MODE,
     LOCK_NAME,
     PACKINGS,
-    QUARANTINE,
     TEMPORARY,
     Compression,
     Digest,
@@ -66,9 +65,10 @@ from tickcollect.files import (
     private,
     read_back,
     sync_directory,
+    takes_files,
 )
 from tickcollect.hours import HourCount
-from tickcollect.recovery import Recovered, Recovery, quarantine, this_boot
+from tickcollect.recovery import Recovered, Recovery, move_aside, quarantine, this_boot
 from tickcollect.salvage import Cut, Numbering
 
 __all__ = [
@@ -142,6 +142,10 @@ class DiskError(SegmentError):
         self.errno = code
 
 
+_OF_THE_PROCESS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_OF_THE_DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
+
+
 class DiskFullError(DiskError):
     """No space (or quota) is left; the same call will succeed when there is."""
 
@@ -176,7 +180,11 @@ class SyncFailedError(DiskError):
 
 
 class NameTakenError(SegmentError):
-    """A file under the wanted name exists and holds something else; neither was changed."""
+    """A file under the wanted name, `path`, exists and holds something else; neither was changed."""
+
+    def __init__(self, path: Path, meaning: str) -> None:
+        super().__init__(f"{path} exists and {meaning}")
+        self.path = path
 
 
 class SealFailedError(SegmentError):
@@ -210,6 +218,7 @@ class OpenFiles:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._descriptors: OrderedDict[Path, int] = OrderedDict()
+        self._failed: dict[Path, OSError] = {}
         self._lock = threading.Lock()
 
     def descriptor(self, path: Path, flags: int = 0) -> int:
@@ -220,23 +229,58 @@ class OpenFiles:
                 self._descriptors.move_to_end(path)
                 return descriptor
             while len(self._descriptors) >= self._limit:
-                os.close(self._descriptors.popitem(last=False)[1])
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | flags, FILE_MODE)
+                self._close_oldest()
+            descriptor = self._open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | flags)
             self._descriptors[path] = descriptor
             return descriptor
+
+    def _open(self, path: Path, flags: int) -> int:
+        """Open a file; where the process or the machine has too many open, at the cost of those held here."""
+        while True:
+            try:
+                return os.open(path, flags, FILE_MODE)
+            except OSError as error:
+                if error.errno not in {errno.EMFILE, errno.ENFILE} or not self._descriptors:
+                    raise
+                self._close_oldest()
+
+    def _close_oldest(self) -> None:
+        path, descriptor = self._descriptors.popitem(last=False)
+        self._close(path, descriptor)
+
+    def _close(self, path: Path, descriptor: int) -> None:
+        """Close a descriptor, which is gone whatever `close` says; a network file system reports lost writes here."""
+        try:
+            os.close(descriptor)
+        except OSError as error:
+            self._failed[path] = error
 
     def duplicate(self, path: Path) -> int:
         """Return a descriptor of the same file that nobody else will close; the caller closes it."""
         with self._lock:
             descriptor = self._descriptors.get(path)
-            return os.open(path, os.O_RDONLY | os.O_NOFOLLOW) if descriptor is None else os.dup(descriptor)
+            if descriptor is None:
+                return self._open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                return os.dup(descriptor)
+            except OSError as error:
+                if error.errno != errno.EMFILE:
+                    raise
+                return self._descriptors.pop(path)  # the next append opens it again
 
     def close(self, path: Path) -> None:
         """Close the descriptor of `path`, if one is open."""
         with self._lock:
             descriptor = self._descriptors.pop(path, None)
-        if descriptor is not None:
-            os.close(descriptor)
+            if descriptor is not None:
+                self._close(path, descriptor)
+
+    def raise_failed_close(self, path: Path) -> None:
+        """Raise what the system said when `path` was closed, once: writes to it may have been lost."""
+        with self._lock:
+            error = self._failed.pop(path, None)
+        if error is not None:
+            raise error
 
     def __len__(self) -> int:
         return len(self._descriptors)
@@ -250,8 +294,10 @@ class Lock:
 
     def release(self) -> None:
         """Give the right back. The file stays: deleting it would let two processes lock two files of one name."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)  # also for the copy that a program being started still holds
-        os.close(self._descriptor)
+        with suppress(OSError):  # also for the copy that a program being started still holds
+            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        with suppress(OSError):  # nothing is lost: its text is for people
+            os.close(self._descriptor)
 
     def __enter__(self) -> Self:
         return self
@@ -279,7 +325,9 @@ def lock(root: Path, feed: FeedPath, started: str) -> Lock:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"pid {os.getpid()}, started {started}\n".encode())
     except BlockingIOError:
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+        holder = ""
+        with suppress(OSError):
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
         os.close(descriptor)
         raise InUseError(path, holder) from None
     except OSError as error:
@@ -408,7 +456,7 @@ class Segments:
             except FileExistsError as error:
                 self._undo(before, made)
                 raise NameTakenError(
-                    f"{error.filename} exists and is not this collector's. Move it elsewhere."
+                    Path(error.filename), "a new file would begin there. Move it elsewhere."
                 ) from error
             except OSError as error:
                 self._undo(before, made)
@@ -479,15 +527,26 @@ class Segments:
                 return
         self._pool.close(written.path)
         self._open = None
-        self._move_aside(written.path)
+        self.move_aside(written.path)
         raise FileLostError(written.path, reason, written.first_id, written.last_id)
 
-    def _move_aside(self, path: Path) -> None:
-        """Clear the name for rows that are had again; what cannot be moved to quarantine keeps it."""
-        with suppress(OSError):
-            target = self.feed.directory(self._root / QUARANTINE) / f"{path.name}.{path.lstat().st_mtime_ns}"
-            make_directory(target.parent)
-            path.rename(target)
+    def move_aside(self, path: Path) -> Path | None:
+        """Clear a name for new rows; return the place in quarantine, None if the file cannot be moved there."""
+        return move_aside(self._root, self.feed, path)
+
+    def refused_alone(self, error: SegmentError) -> bool:
+        """Tell whether what was refused concerns this feed's files alone, so that other feeds can go on.
+
+        Descriptors and memory are the process's, space is the file system's. For any other refusal (a directory that
+        is gone, replaced, not permitted or fails to be read) a file in the data directory is tried.
+        """
+        if not isinstance(error, DiskError):
+            return True
+        if error.errno in _OF_THE_PROCESS:
+            return False
+        if error.errno in _OF_THE_DISK:
+            return _device(self.directory) not in {None, _device(self._root)}
+        return takes_files(self._root)
 
     def _fitting(self, current: _Growing | None, day: int, lines: bytes, at: int) -> int:
         """Return where the rows that still fit into `current` stop; `at` if not even one does."""
@@ -573,6 +632,7 @@ class Segments:
         except OSError as error:
             raise _disk_error("open", path, error) from error
         try:
+            self._pool.raise_failed_close(path)
             if _inode(os.fstat(descriptor)) == job.inode:
                 os.fdatasync(descriptor)
             if job.safe is None:
@@ -659,9 +719,7 @@ class Segments:
         with segment.path.open("rb") as csv:
             digest = digest_of(_counted(chunks_of(csv, segment.size), hours))
         if read_back(final, PACKINGS[self._compression].read) != digest:
-            raise NameTakenError(
-                f"{final} exists and holds other rows than {segment.path}. Both were kept: compare them."
-            )
+            raise NameTakenError(final, f"holds other rows than {segment.path}. Both were kept: compare them.")
         return digest
 
 
@@ -670,6 +728,13 @@ def _counted(chunks: Iterable[bytes], hours: HourCount) -> Iterator[bytes]:
     for chunk in chunks:
         hours.add(chunk)
         yield chunk
+
+
+def _device(path: Path) -> int | None:
+    try:
+        return path.stat().st_dev
+    except OSError:
+        return None
 
 
 def _inode(found: os.stat_result) -> tuple[int, int]:

@@ -8,7 +8,9 @@ Rules:
    it leaves is found by its ID like any other.
 2. Rows are appended in the order of the sequence; a gap, a restart of the numbering and another day end the segment.
 3. Appends happen in one thread of their own, at most every `WRITE_INTERVAL_S`, while the next rows gather. What the
-   disk does not take stays here, the queue fills, and the reading stops (`Inbox`): nothing is thrown away.
+   disk does not take stays here, the queue fills, and the reading stops (`Inbox`): nothing is thrown away. What is
+   wrong with one feed's files alone holds up that feed only: it is tried again with backoff, and its rows wait. All
+   rows that wait so are bounded in bytes; beyond that they are declared missing, to be had again from history.
 4. Whatever is not an ordinary row ends in a count, and in quarantine or as a happening.
 5. A small hole is fetched from the exchange's history before it is declared, while its feed's later rows are held; the
    rows of history go through the same checks as live ones (`fill`). What cannot be had so is declared, ends the
@@ -52,6 +54,13 @@ RETRY_DISK_S = 1.0
 HANGING_S = 5.0
 """A write that takes longer is told of: nothing fails, and yet nothing goes on."""
 HOLE_CHECK_S = 0.1
+FIRST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 30.0
+"""Between two attempts to write to the files of a feed that alone is refused."""
+BLOCKED_BYTES = 64 << 20
+"""Rows of such feeds, all together, that wait in memory."""
+NAME_FREED_WITHIN_S = 60.0
+"""A file in the way of a new one may only wait for its sealing; after this long it is moved aside."""
 UNKNOWN_REMEMBERED = 100
 """Kinds of unknown messages that are told, each once; more are only put into quarantine."""
 FETCHED_IN_PLACE = 5000
@@ -81,6 +90,19 @@ class Piece:
     day: int
     ids: range | list[int]
     blocks: list[bytes]
+
+
+@dataclass(slots=True)
+class Job:
+    """What one feed's files have not taken yet, in order; `trouble` says why, while that concerns this feed alone."""
+
+    pieces: list[Piece | End] = field(default_factory=list)
+    trouble: str = ""
+    since_s: float = 0.0
+    again_s: float = 0.0
+    pause_s: float = FIRST_PAUSE_S
+    size: int = 0
+    """Bytes of the pieces, counted while there is trouble."""
 
 
 @dataclass(slots=True, eq=False)
@@ -193,11 +215,11 @@ class Writer:
     rows_written: int = 0
     bytes_written: int = 0
     disk_trouble: str = ""
-    """Why nothing can be written at the moment; empty while all is well."""
+    """Why nothing can be written at the moment; empty while the disk takes rows."""
     _touched: dict[Feed, None] = field(default_factory=dict)
     _waiting: dict[Feed, None] = field(default_factory=dict)
-    _jobs: deque[tuple[Feed, list[Piece | End]]] = field(default_factory=deque)
-    """What the disk has not taken yet, in order; it outlives a `flush` that was given up."""
+    _jobs: dict[Feed, Job] = field(default_factory=dict)
+    """What the disk has not taken yet; it outlives a `flush` that was given up."""
     _unknown: set[str] = field(default_factory=set)
 
     async def run(self) -> None:
@@ -205,7 +227,7 @@ class Writer:
         loop = asyncio.get_running_loop()
         while not self.stopping:
             started_s = loop.time()
-            for item in await self.inbox.take(HOLE_CHECK_S if self._waiting else None):
+            for item in await self.inbox.take(HOLE_CHECK_S if self._waiting or self._jobs else None):
                 self._accept(item, loop.time())
             self._decide_holes(loop.time())
             await self.flush()
@@ -234,27 +256,30 @@ class Writer:
     def unwritten(self) -> dict[Feed, list[int]]:
         """Return the IDs of each feed's rows that no file has taken, in order."""
         ids: defaultdict[Feed, list[int]] = defaultdict(list)
-        for feed, pieces in [*self._jobs, *((feed, feed.pending) for feed in self._touched)]:
+        taken = [(feed, job.pieces) for feed, job in self._jobs.items()]
+        for feed, pieces in [*taken, *((feed, feed.pending) for feed in self._touched)]:
             for piece in list(pieces):
                 if isinstance(piece, Piece):
                     ids[feed] += piece.ids
         return dict(ids)
 
     async def flush(self) -> None:
-        """Append what is pending, waiting for as long as the disk refuses."""
+        """Append what is pending, waiting for as long as the disk refuses; not for a feed that alone is refused."""
         for feed in self._touched:
-            self._jobs.append((feed, feed.pending))
+            job = self._jobs.setdefault(feed, Job())
+            job.pieces += feed.pending
+            job.size += _size_of(feed.pending) if job.trouble else 0
             feed.pending = []
         self._touched.clear()
         loop = asyncio.get_running_loop()
         while True:
-            writing = loop.run_in_executor(self.disk, self._write)
+            writing = loop.run_in_executor(self.disk, self._write, loop.time())
             done, _ = await asyncio.wait({writing}, timeout=HANGING_S)
             if not done:
                 self._note_trouble("disk", f"a write has not returned for {HANGING_S:.0f} s.")
             try:
                 await writing
-            except (DiskError, NameTakenError) as error:
+            except DiskError as error:
                 self._note_trouble("disk", str(error))
                 if self.stopping:
                     raise
@@ -600,22 +625,75 @@ class Writer:
 
     # --- In the disk thread ----------------------------------------------------------------------------------------
 
-    def _write(self) -> None:
+    def _write(self, now_s: float) -> None:
         """Append what waits; what has been done is taken out of `_jobs`, so that the call can be repeated."""
-        while self._jobs:
-            feed, pending = self._jobs[0]
-            while pending:
-                piece = pending[0]
-                try:
-                    self._append(feed, piece)
-                except FileLostError as error:
-                    self.tell("file_lost", feed.name, first_id=error.first_id, last_id=error.last_id, detail=str(error))
-                    if self.miss is not None:
-                        self.miss(feed, error.first_id, error.last_id)
-                    continue
-                del pending[0]
-            self._jobs.popleft()
+        for feed, job in list(self._jobs.items()):
+            if job.trouble and now_s < job.again_s and not self.stopping:
+                continue
+            try:
+                self._append_all(feed, job.pieces)
+            except (DiskError, NameTakenError) as error:
+                if not feed.segments.refused_alone(error):
+                    raise
+                self._block(feed, job, error, now_s)
+            else:
+                del self._jobs[feed]
+                if job.trouble:
+                    self.tell("files_again", feed.name)
+        self._bound_blocked()
         self.write_journal()
+
+    def _append_all(self, feed: Feed, pieces: list[Piece | End]) -> None:
+        while pieces:
+            try:
+                self._append(feed, pieces[0])
+            except FileLostError as error:
+                self.tell("file_lost", feed.name, first_id=error.first_id, last_id=error.last_id, detail=str(error))
+                self._miss(feed, error.first_id, error.last_id)
+                continue
+            del pieces[0]
+
+    def _miss(self, feed: Feed, first: int, last: int) -> None:
+        if self.miss is not None:
+            self.miss(feed, first, last)
+
+    def _block(self, feed: Feed, job: Job, error: DiskError | NameTakenError, now_s: float) -> None:
+        """Let one feed wait for its own files, while the others go on."""
+        if not job.trouble:
+            job.since_s, job.size = now_s, _size_of(job.pieces)
+            self.tell("files_refused", feed.name, detail=str(error))
+        job.trouble = str(error)
+        job.again_s = now_s + job.pause_s
+        job.pause_s = min(2 * job.pause_s, LONGEST_PAUSE_S)
+        if isinstance(error, NameTakenError) and now_s - job.since_s > NAME_FREED_WITHIN_S:
+            kept = feed.segments.move_aside(error.path)
+            if kept is not None:
+                self.tell("moved_aside", feed.name, file=str(error.path), kept=str(kept))
+                job.again_s = now_s
+
+    def _bound_blocked(self) -> None:
+        """Keep what waits for refused files below its limit: the feed with most of it gives its rows up."""
+        blocked = {feed: job for feed, job in self._jobs.items() if job.trouble}
+        while sum(job.size for job in blocked.values()) > BLOCKED_BYTES:
+            feed = max(blocked, key=lambda feed: blocked[feed].size)
+            self._give_up(feed, blocked[feed])
+
+    def _give_up(self, feed: Feed, job: Job) -> None:
+        """Declare the rows missing that a feed's files do not take; history has them when its files are back."""
+        missing = gaps.Ranges()
+        for piece in job.pieces:
+            if isinstance(piece, Piece):
+                missing.add(piece.ids[0], piece.ids[-1])
+        job.pieces, job.size = [END], 0
+        for first, last in missing.spans:
+            feed.gaps += 1
+            self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
+            self._miss(feed, first, last)
+
+    @property
+    def blocked(self) -> list[str]:
+        """What is wrong with the files of single feeds, which wait while the others go on."""
+        return [f"{feed.name}: {job.trouble}" for feed, job in list(self._jobs.items()) if job.trouble]
 
     def _append(self, feed: Feed, piece: Piece | End) -> None:
         if isinstance(piece, End):
@@ -629,6 +707,10 @@ class Writer:
         self.rows_written += len(piece.ids)
         if finished:
             self.ended(finished, feed)
+
+
+def _size_of(pieces: Iterable[Piece | End]) -> int:
+    return sum(len(block) for piece in pieces if isinstance(piece, Piece) for block in piece.blocks)
 
 
 def _by_symbol(messages: list[Message]) -> Mapping[str, list[Message]]:
