@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -70,7 +71,7 @@ def run(test: Callable[[], Awaitable[None]], *, timeout_s: float = 20) -> None:
 
 
 def generated(exchange: str = "binance", **more: Any) -> GeneratedMarket:
-    return GeneratedMarket(exchange, START_MS, **{"symbols": 3, "duration_s": 20.0, **more})
+    return GeneratedMarket(exchange, **{"start_ms": START_MS, "symbols": 3, "duration_s": 20.0, **more})
 
 
 def recording(path: Path, ids: range, *, stream: str = "btcusdt@trade") -> Path:
@@ -441,6 +442,17 @@ def test_futures_have_placeholders_that_no_aggregate_covers_and_rest_leaves_out(
     assert not unusual & {row.id for row in history}
 
 
+def test_coin_margined_futures_have_no_placeholders() -> None:
+    """Their trade IDs are consecutive on the stream and in REST, as in the exchange's archive."""
+    market = GeneratedMarket("binance-delivery", START_MS, symbols=1, activity=10.0, duration_s=60)
+    messages = list(market.messages(["btcusd_perp@trade"]))
+    market.passed(messages[-1])
+    rows = [orjson.loads(each.data) for each in messages]
+    assert {row["X"] for row in rows} == {"MARKET"}
+    history = market.trades("BTCUSD_PERP", Wanted(1000, from_id=rows[0]["t"]))
+    assert [row.id for row in history] == [row["t"] for row in rows][:1000]
+
+
 @pytest.mark.parametrize("exchange", sorted(VENUES))
 def test_generated_history_is_what_the_streams_sent(exchange: str) -> None:
     """REST shows the rows that have passed and no later one, and rows from long before the start."""
@@ -509,11 +521,11 @@ def test_control_messages(exchange: str, request_text: str, expected: Any) -> No
 
 
 def test_ids_of_requests_differ_between_markets() -> None:
-    """Spot takes a word, null or a negative number as `id`, futures only unsigned numbers."""
+    """Spot takes a word, a UUID, null or a negative number as `id`, futures only unsigned numbers."""
 
     async def test() -> None:
         for exchange, accepted in (("binance", True), ("binance-delivery", False)):
-            for request_id in ("abc1", None, -1):
+            for request_id in ("abc1", None, -1, "0194f3d2-8a4b-7c6e-9f10-2b3c4d5e6f70"):
                 async with serve(generated(exchange)) as server, client(server, "/ws") as socket:
                     reply = await ask(socket, {"method": "LIST_SUBSCRIPTIONS", "id": request_id})
                     assert (reply == {"result": [], "id": request_id}) is accepted
@@ -547,6 +559,8 @@ def test_switching_to_combined_and_back() -> None:
         ("binance-futures", "/public/ws/btcusdt@aggTrade", False),
         ("binance-futures", "/ws/btcusdt@trade", True),
         ("binance-futures", "/ws/btcusdt@aggTrade", False),
+        ("binance-futures", "/private/stream?streams=btcusdt@trade", False),
+        ("binance-futures", "/private/ws/btcusdt@aggTrade", False),
         ("binance-delivery", "/ws/btcusd_perp@aggTrade", True),
     ],
 )
@@ -785,6 +799,21 @@ def test_at_a_speed_the_market_goes_on_for_everyone(tmp_path: Path) -> None:
     run(test)
 
 
+def test_a_generated_market_sends_nothing_before_its_time() -> None:
+    """Started by hand, whatever the delay for subscriptions is, it keeps to this machine's clock from its start on."""
+
+    async def test() -> None:
+        market = generated(start_ms=int(time.time() * 1000), activity=20.0)
+        async with serve(market, speed=1, start_delay_s=3600) as server:
+            server.start()
+            async with client(server, "/ws/btcusdt@trade") as socket:
+                for _ in range(30):
+                    event_ms = orjson.loads(await socket.recv())["E"]
+                    assert time.time() * 1000 >= event_ms - 50  # the wall clock and the loop's may differ a little
+
+    run(test)
+
+
 def test_pausing_holds_the_market(tmp_path: Path) -> None:
     """Paused before the first subscription, nothing is played until the market is resumed."""
     path = recording(tmp_path / "a.txt", range(10))
@@ -922,7 +951,30 @@ def test_rest_refusals(exchange: str, path: str, status: int, code: int) -> None
             answer = await rest(server, path)
             assert (answer.status_code, answer.json()["code"]) == (status, code)
             assert int(answer.headers["X-MBX-USED-WEIGHT-1M"]) > 0
-            assert (await rest(server, "/api/v9/nothing")).status_code == 404
+
+    run(test)
+
+
+@pytest.mark.parametrize("exchange", sorted(VENUES))
+def test_what_is_not_served_is_answered_in_json_and_told_once(exchange: str) -> None:
+    """A path or a stream that nothing serves is told once each, and a client can read the refusal."""
+    told: list[str] = []
+
+    async def test() -> None:
+        path = f"{VENUES[exchange].api}/klines"
+        async with serve(generated(exchange), tell=told.append) as server:
+            for _ in range(3):
+                answer = await rest(server, f"{path}?symbol=BTCUSDT")
+                assert answer.status_code == 404
+                assert answer.headers["Content-Type"].startswith("application/json")
+                assert answer.json() == {"code": -5000, "msg": f"Path {path}, Method GET is invalid"}
+            for _ in range(2):
+                async with client(server, "/ws/btcusdt@kline_1m") as socket:
+                    await ask(socket, {"method": "LIST_SUBSCRIPTIONS", "id": 1})
+        assert told == [
+            f"{exchange}: a client asked for GET {path}, which is not served here",
+            f"{exchange}: a client asked for stream btcusdt@kline_1m, which is not served here",
+        ]
 
     run(test)
 

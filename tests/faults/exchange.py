@@ -101,6 +101,11 @@ class Tape:
         return [f"{symbol.lower()}@{kind}" for symbol in self.symbols for kind in ("trade", "aggTrade")]
 
     @property
+    def starts_ns(self) -> int | None:
+        """The market time at which playing begins."""
+        return self.start_ms * 1_000_000
+
+    @property
     def total(self) -> int | None:
         """Return None: it has no end."""
         return None

@@ -163,7 +163,7 @@ def answer(venue: Venue, history: History, meter: Meter, request: Request, now_s
     """Answer one GET as the exchange would."""
     endpoint = _ENDPOINTS[venue.exchange].get(request.path.removeprefix(f"{venue.api}/"))
     if endpoint is None or not request.path.startswith(venue.api):
-        return Answer(404, b"<html><body><h2>404 Not found</h2></body></html>", {"Content-Type": "text/html"})
+        return _error(404, -5000, f"Path {request.path}, Method GET is invalid", {})
     refusal = meter.charge(endpoint.weight, now_s)
     headers = {"X-MBX-USED-WEIGHT": str(meter.used), "X-MBX-USED-WEIGHT-1M": str(meter.used)}
     if refusal is not None:

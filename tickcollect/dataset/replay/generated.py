@@ -7,7 +7,8 @@ How it is built:
 * What happens within an epoch comes from a random generator seeded with (seed, symbol, epoch): taker orders that come
   in clumps, each filling at one price or sweeping several, each price one aggregate trade of one or many trades.
 * Trades and aggregates are the same events: on spot, `f` and `l` of the aggregates cover every trade ID once. On
-  futures some trade IDs are placeholders (`X` = `NA`) that no aggregate covers, as on the real stream.
+  USD-M some trade IDs are placeholders (`X` = `NA`) that no aggregate covers, as on the real stream. COIN-M has none,
+  as in the one day of its archive that was looked at.
 * IDs count from the start of 2020, whatever moment playing starts at: history reaches back to row 1.
 
 The figures are those of recorded minutes of BTCUSDT (August 2024 and July 2026) in orders of magnitude, not a fit:
@@ -53,6 +54,7 @@ _ORDERS_PER_CLUMP = 9
 _CLUMPED = 0.75  # the share of orders that fall into clumps
 _CLUMP_MS = 35.0  # mean distance of an order from its clump's beginning
 _PLACEHOLDERS_PER_TRADE = 1 / 280  # 19,725 of 5.4 million in one day of USD-M BTCUSDT
+_WITH_PLACEHOLDERS = frozenset({"binance-futures"})
 _UNUSUAL = ("NA",) * 18 + ("INSURANCE_FUND", "ADL")  # what an ID without a public trade is
 _TRADE_DELAY_MS = 3  # from trade to message, at most
 _AGGREGATE_DELAY_MS = {"binance": 3, "binance-futures": 171, "binance-delivery": 171}
@@ -155,6 +157,11 @@ class GeneratedMarket:
     def streams(self) -> Collection[str]:
         """Every stream it can play."""
         return [_stream_name(symbol, kind) for symbol in self._books for kind in _KINDS]
+
+    @property
+    def starts_ns(self) -> int | None:
+        """The market time at which playing begins."""
+        return self.start_ms * _NS_PER_MS
 
     @property
     def total(self) -> int | None:
@@ -306,7 +313,7 @@ class _Epoch:
         place = self.number % len(_CYCLE)
         ids, aggregates = self.book.trades[place], self.book.aggregates[place]
         placeholders = 0
-        if not self.venue.is_spot:
+        if self.venue.exchange in _WITH_PLACEHOLDERS:
             placeholders = min(int(ids * _PLACEHOLDERS_PER_TRADE + self.rng.random()), ids - aggregates)
         orders = self._orders(self._sizes(aggregates, ids - aggregates - placeholders))
         before = Counter(self.rng.randrange(len(orders)) for _ in range(placeholders))

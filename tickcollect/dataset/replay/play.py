@@ -72,6 +72,7 @@ async def play(options: ReplayOptions, announce: Callable[[str], None]) -> None:
                     port=options.port + number if options.port else 0,
                     start_delay_s=options.start_delay_s,
                     tls=tls,
+                    tell=announce,
                 )
             )
             if isinstance(market, GeneratedMarket) and options.speed != math.inf:

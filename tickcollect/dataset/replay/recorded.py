@@ -461,6 +461,11 @@ class RecordedMarket:
         return sorted({stream for file in self.files for stream in file.streams})
 
     @property
+    def starts_ns(self) -> int | None:
+        """Return None: a recording begins with its first message."""
+        return None
+
+    @property
     def total(self) -> int | None:
         """How many messages it holds; None where segments are among the files, which are not counted beforehand."""
         if any(file.is_segment for file in self.files):

@@ -7,7 +7,10 @@ The rules of playing:
 * At speed ``math.inf`` there is no clock: each stream starts with its own first subscription (streams asked for in one
   go play merged by time), goes as fast as its subscribers take it, and stands still while it has none. So nothing is
   missed at the beginning, and collectors may come one after the other.
+* A market that says when it starts (`Market.starts_ns`) keeps that distance to its first message too: started at the
+  time it says, it sends each message when its event time comes.
 * REST shows a row once its stream has passed it.
+* What a client asks for and nothing here serves, a REST path or a stream, is told once each.
 * At ``math.inf`` a full socket holds the market back. At a speed it does not: a connection that lets
   ``SLOW_READER_BYTES`` pile up is cut, as the exchange does.
 
@@ -54,6 +57,8 @@ _WRITE_BUFFER_BYTES = 2**20
 _SHORTEST_SLEEP_S = 0.001
 _HEAD_BYTES = 64 * 2**10
 _LOGGED_REQUESTS = 10_000
+_UNSERVED_TOLD = 1000
+"""Paths and streams that are told as not served; a client that makes up more is not followed further."""
 _CLOSE = MappingProxyType({"Connection": "close"})
 _CLOSING_S = 10.0  # how long the other side has to answer a close frame
 _STOPPING_S = 1.0  # the same when the server stops
@@ -69,6 +74,10 @@ class Market(History, Protocol):
     @property
     def streams(self) -> Collection[str]:
         """Every stream it can play."""
+
+    @property
+    def starts_ns(self) -> int | None:
+        """The market time at which playing begins; None: that of the first message."""
 
     @property
     def total(self) -> int | None:
@@ -448,6 +457,7 @@ class ReplayServer:
     host: str = "127.0.0.1"
     port: int = 0
     scheme_suffix: str = ""
+    tell: Callable[[str], None] = lambda _: None
     connections: set[Connection] = field(default_factory=set)
     sent: Counter[str] = field(default_factory=Counter)
     played: Counter[str] = field(default_factory=Counter)
@@ -463,6 +473,7 @@ class ReplayServer:
         self._goes_on = asyncio.Event()
         self._goes_on.set()
         self._subscribed = asyncio.Event()
+        self._unserved: set[str] = set()
 
     @property
     def ws_url(self) -> str:
@@ -480,7 +491,7 @@ class ReplayServer:
         """Start the market now, instead of with the first subscription. Only at a speed: else readers set the pace."""
         if self.speed == math.inf:
             raise ValueError("at speed max each stream starts with its first subscription")
-        self._start(self._known)
+        self._start(self._known, delay_s=0.0)
 
     async def finished(self) -> None:
         """Wait until all that was subscribed to has been played to its end and handed to the sockets.
@@ -535,24 +546,37 @@ class ReplayServer:
         self.requests.append(request)
         meter = self._meters.setdefault(peer, Meter(self.venue.weight_per_minute))
         given = answer(self.venue, self.market, meter, request, self.clock())
+        if given.status == HTTPStatus.NOT_FOUND:
+            self._tell_unserved(f"GET {request.path}")
         return self.behaviour.rest(request, given) if self.behaviour.rest else given
 
     def subscribe(self, connection: Connection, streams: Sequence[str]) -> None:
         """Deliver `streams` to `connection` from now on, and start those that nobody had asked for."""
         assert connection.session is not None
         names = [name for name in streams if name in self._known and connection.session.delivers(name)]
+        for name in streams:
+            if name not in names:
+                self._tell_unserved(f"stream {name}")
         for name in names:
             self._subscribers.setdefault(name, []).append(connection)
         if not names:
             return
-        self._start(frozenset(names) if self.speed == math.inf else self._known)
+        self._start(frozenset(names) if self.speed == math.inf else self._known, self.start_delay_s)
         self._subscribed.set()
 
-    def _start(self, streams: frozenset[str]) -> None:
+    def _tell_unserved(self, what: str) -> None:
+        """Say once that a client asked for something that nothing here serves."""
+        if what in self._unserved or len(self._unserved) >= _UNSERVED_TOLD:
+            return
+        self._unserved.add(what)
+        printable = "".join(char if char.isprintable() else "?" for char in what[:200])
+        self.tell(f"{self.market.exchange}: a client asked for {printable}, which is not served here")
+
+    def _start(self, streams: frozenset[str], delay_s: float) -> None:
         fresh = streams - self._started
         if fresh:
             self._started |= fresh
-            self._plays.add(asyncio.create_task(self._play(fresh)))
+            self._plays.add(asyncio.create_task(self._play(fresh, delay_s)))
 
     def unsubscribe(self, connection: Connection, streams: Iterable[str]) -> None:
         """Deliver `streams` to `connection` no longer."""
@@ -568,8 +592,8 @@ class ReplayServer:
 
     # Playing
 
-    async def _play(self, streams: frozenset[str]) -> None:
-        await asyncio.sleep(self.start_delay_s)
+    async def _play(self, streams: frozenset[str], delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
         try:
             if self.speed == math.inf:
                 await self._play_unpaced(streams)
@@ -603,7 +627,7 @@ class ReplayServer:
 
     async def _play_paced(self, streams: frozenset[str]) -> None:
         loop = asyncio.get_running_loop()
-        began, first_ns, waiting = loop.time(), None, 0
+        began, first_ns, waiting = loop.time(), self.market.starts_ns, 0
         for message in self.market.messages(streams):
             if first_ns is None:
                 first_ns = message.at_ns
@@ -676,11 +700,13 @@ async def serve(
     pong_timeout_s: float | None = None,
     life_s: float = LIFE_S,
     tls: ssl.SSLContext | None = None,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[ReplayServer]:
     """Serve `market` on one port until the block ends.
 
     `speed` is market time over wall time, math.inf for as fast as it is read. Playing starts `start_delay_s` after the
-    first subscription. `clock` is what REST calls now. The ping's interval and limit are the exchange's own by default.
+    first subscription. `clock` is what REST calls now. `tell` gets the lines meant for the user. The ping's interval
+    and limit are the exchange's own by default.
     Raises OSError where the port is taken.
     """
     venue = VENUES[market.exchange]
@@ -695,6 +721,7 @@ async def serve(
         pong_timeout_s=venue.pong_timeout_s if pong_timeout_s is None else pong_timeout_s,
         host=host,
         scheme_suffix="s" if tls else "",
+        tell=tell,
     )
     loop = asyncio.get_running_loop()
     listening = await loop.create_server(lambda: Connection(server), host, port, ssl=tls)

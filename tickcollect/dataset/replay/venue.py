@@ -78,6 +78,7 @@ class Carries(Enum):
     EVERYTHING = "everything"
     BOOK_AND_TRADES = "book and trades"
     THE_REST = "the rest"
+    NOTHING_PUBLIC = "nothing public"
 
 
 _BOOK_OR_TRADE = re.compile(r"!?(?:[^@]*@)?(?:trade|bookTicker|depth\d*|rpiDepth)(?:@|$)")
@@ -128,6 +129,8 @@ VENUES: Mapping[str, Venue] = MappingProxyType(
                 paths={
                     "/public": Carries.BOOK_AND_TRADES,
                     "/market": Carries.THE_REST,
+                    # For user data; clients open it beside the others. Here there are no users, so it stays silent.
+                    "/private": Carries.NOTHING_PUBLIC,
                     "": Carries.BOOK_AND_TRADES,
                 },
                 ping_interval_s=180,
@@ -221,8 +224,8 @@ class Session:
 
     def delivers(self, stream: str) -> bool:
         """Whether this connection's path ever sends `stream`."""
-        if self.carries is Carries.EVERYTHING:
-            return True
+        if self.carries in {Carries.EVERYTHING, Carries.NOTHING_PUBLIC}:
+            return self.carries is Carries.EVERYTHING
         return bool(_BOOK_OR_TRADE.match(stream)) is (self.carries is Carries.BOOK_AND_TRADES)
 
 
@@ -311,12 +314,15 @@ def _parse(text: bytes) -> dict[str, Any]:
 
 
 def _request_id(venue: Venue, request: dict[str, Any]) -> Any:
-    """Return the request's `id`: an unsigned number; on spot also a negative one, a short word or null."""
+    """Return the request's `id`: an unsigned number; on spot also a negative one, a short text or null.
+
+    Spot's documents say alphanumeric; Binance's own SDKs send UUIDs with their dashes, and are answered.
+    """
     value = request.get("id")
     if isinstance(value, int) and not isinstance(value, bool):
         valid = value >= (-(2**63) if venue.is_spot else 0)
     elif isinstance(value, str):
-        valid = venue.is_spot and re.fullmatch(r"[0-9A-Za-z]{1,36}", value) is not None
+        valid = venue.is_spot and re.fullmatch(r"[0-9A-Za-z_-]{1,36}", value) is not None
     else:
         valid = venue.is_spot and value is None and "id" in request
     if not valid:
