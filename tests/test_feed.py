@@ -7,6 +7,7 @@ import hashlib
 import heapq
 import json
 import math
+import random
 import shutil
 import socket
 import ssl
@@ -14,21 +15,23 @@ import struct
 import subprocess
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, TypeVar
 
+import picows
 import pytest
 
 from tickcollect import feed as feed_module
 from tickcollect.dataset.replay import Answer, Behaviour, Close, GeneratedMarket, Reset, serve
 from tickcollect.events import Message, PlainTrade, Trade
-from tickcollect.exchanges.binance import MARKETS, ControlError, Decoder, Link, Refused, UnknownEvent, links
+from tickcollect.exchanges.binance import MARKETS, ControlError, Decoder, Link, Notice, Refused, UnknownEvent, links
 from tickcollect.feed import (
     REFUSALS,
+    USUAL_BYTES,
     Batch,
     Connected,
     Disconnected,
@@ -36,13 +39,17 @@ from tickcollect.feed import (
     Item,
     LinkState,
     Odd,
+    RenewalFailed,
     Renewed,
     Renewing,
+    SubscriptionAccepted,
     SubscriptionRefused,
     Surroundings,
+    Unacknowledged,
     backoff,
     keep,
     retry_after_s,
+    websocket_proxy,
 )
 
 FIRST_ID = 6_100_000_001
@@ -264,7 +271,13 @@ class Watched:
 
 @asynccontextmanager
 async def watch(
-    url: str, streams: Iterable[str] = ("btcusdt@trade",), *, limit: int = 50_000, **around: Any
+    url: str,
+    streams: Iterable[str] = ("btcusdt@trade",),
+    *,
+    limit: int = 50_000,
+    inbox: Inbox | None = None,
+    decoder: Decoder | None = None,
+    **around: Any,
 ) -> AsyncIterator[Watched]:
     """Keep one link to `url`; waits are a thousandth of what was asked for."""
     waits: list[tuple[float, float]] = []
@@ -275,10 +288,10 @@ async def watch(
 
     (link,) = links(MARKETS["binance"], [], url) or [Link(f"{url}/stream", tuple(streams))]
     state = LinkState("binance", link)
-    inbox = Inbox(limit)
+    inbox = inbox or Inbox(limit)
     clock = count(1)
     surroundings = Surroundings(inbox, around.pop("time_ns", clock.__next__), uniform, "tickcollect/test", **around)
-    task = asyncio.create_task(keep(state, Decoder(MARKETS["binance"]), surroundings), name="feed")
+    task = asyncio.create_task(keep(state, decoder or Decoder(MARKETS["binance"]), surroundings), name="feed")
     try:
         yield Watched(state, inbox, waits, task)
     finally:
@@ -502,6 +515,93 @@ def test_refused_subscription(answer: bytes) -> None:
     run(test)
 
 
+def test_one_refused_stream_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error for several names is narrowed down to the one it is for; that one is told once and asked for again."""
+    monkeypatch.setattr(feed_module, "SUBSCRIBE_INTERVAL_S", 0.001)
+    monkeypatch.setattr(feed_module, "REFUSED_AGAIN_S", 0.05)
+    names = [f"symbol{number}usdt@trade" for number in range(8)]
+    bad = names[5]
+
+    async def script(peer: Peer, _: int) -> None:
+        await peer.accept()
+        refusals = 0
+        while True:
+            request = json.loads(await peer.expect(TEXT))
+            is_bad = bad in request["params"] and refusals < 7
+            refusals += is_bad
+            refused = b'{"error":{"code":2,"msg":"Invalid request"},"id":%d}' % request["id"]
+            peer.send(refused if is_bad else b'{"result":null,"id":%d}' % request["id"])
+
+    async def test() -> None:
+        async with exchange(script) as server, watch(server.url, names) as link:
+            refused = await link.until(SubscriptionRefused)
+            assert list(refused.streams) == [bad]
+            since = {name: link.state.acknowledged_at_s(name) for name in names}
+            assert {name for name, at_s in since.items() if at_s is None} == {bad}
+            accepted = await link.until(SubscriptionAccepted)
+            assert list(accepted.streams) == [bad]
+            assert link.state.acknowledged_at_s(bad) is not None
+            assert len(link.found(SubscriptionRefused)) == 1, "told once"
+            assert not link.found(Disconnected)
+
+    run(test)
+
+
+def test_a_subscription_is_acknowledged_from_the_answer_to_the_end() -> None:
+    """Before the exchange has answered and after the connection has ended nobody may call a stream subscribed."""
+
+    async def script(peer: Peer, number: int) -> None:
+        await peer.accept()
+        request = json.loads(await peer.expect(TEXT))
+        peer.send(trade(number))
+        await answer[number].wait()
+        peer.send(b'{"result":null,"id":%d}' % request["id"])
+        await cut.wait()
+        cut.clear()
+        peer.reset()
+
+    async def test() -> None:
+        async with exchange(script) as server, watch(server.url) as link:
+            await link.until_rows(1)
+            assert link.state.received_ns > 0
+            assert link.state.acknowledged_at_s("btcusdt@trade") is None, "data is no answer"
+            answer[0].set()
+            await until(lambda: link.state.acknowledged_at_s("btcusdt@trade") is not None)
+            assert link.state.acknowledged_at_s("ethusdt@trade") is None
+            cut.set()
+            await link.until(Disconnected)
+            assert link.state.acknowledged_at_s("btcusdt@trade") is None
+            await link.until_rows(2)
+            assert link.state.acknowledged_at_s("btcusdt@trade") is None
+
+    answer, cut = [asyncio.Event(), asyncio.Event()], asyncio.Event()
+    run(test)
+
+
+def test_data_is_worth_more_than_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows come and the answer does not, it is told, and the connection is kept; a late answer counts."""
+    monkeypatch.setattr(feed_module, "ACKNOWLEDGED_WITHIN_S", 0.05)
+
+    async def script(peer: Peer, _: int) -> None:
+        await peer.accept()
+        await peer.expect(TEXT)
+        peer.send(trade(0))
+        await told.wait()
+        peer.send(b'{"result":null,"id":1}', trade(1))
+        await stay(peer)
+
+    async def test() -> None:
+        async with exchange(script) as server, watch(server.url) as link:
+            assert list((await link.until(Unacknowledged)).streams) == ["btcusdt@trade"]
+            told.set()
+            await link.until_rows(2)
+            assert link.state.acknowledged_at_s("btcusdt@trade") is not None
+            assert not link.found(Disconnected)
+
+    told = asyncio.Event()
+    run(test)
+
+
 def test_unanswered_subscription(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exchange that does not answer SUBSCRIBE, or answers another one, is left and tried again after a while."""
     monkeypatch.setattr(feed_module, "ACKNOWLEDGED_WITHIN_S", 0.05)
@@ -620,6 +720,78 @@ def test_broken_protocol(bad: bytes) -> None:
             assert "broke the websocket protocol" in end.reason
             assert end.retry_in_s >= 10
             assert link.ids == [0, 1, 2]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [frame(trade(3)[:60], TEXT, fin=False), frame(trade(4))],
+        [frame(b"", TEXT, fin=False), frame(trade(4)[:60], TEXT, fin=False)],
+        [frame(trade(3)[:60], 0, fin=False)],
+        [frame(trade(3)[:60], 0)],
+    ],
+    ids=["a message inside another", "two beginnings", "no beginning", "only an end"],
+)
+def test_parts_of_messages_that_do_not_follow_each_other(parts: list[bytes]) -> None:
+    """Half a message is never thrown away in silence: the connection ends with a reason, what is whole counts."""
+
+    async def script(peer: Peer, _: int) -> None:
+        await peer.subscribed()
+        peer.writer.write(frame(trade(0)) + b"".join(parts))
+        await stay(peer)
+
+    async def test() -> None:
+        async with exchange(script) as server, watch(server.url) as link:
+            end = await link.until(Disconnected)
+            assert "broke the websocket protocol" in end.reason
+            assert link.ids == [0]
+
+    run(test)
+
+
+def test_half_messages_of_all_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beginnings of messages on many connections pass one limit together; what ends gives its part back."""
+    monkeypatch.setattr(feed_module, "FRAGMENTS_BYTES", 10_000)
+
+    async def script(peer: Peer, number: int) -> None:
+        await peer.subscribed()
+        if number < 4:
+            peer.writer.write(frame(b"x" * 3000, TEXT, fin=False))
+        await stay(peer)
+
+    async def test() -> None:
+        async with exchange(script) as server, AsyncExitStack() as stack:
+            inbox = Inbox(1000)
+            links = [await stack.enter_async_context(watch(server.url, inbox=inbox)) for _ in range(4)]
+            end = await links[0].until(Disconnected)
+            assert "in part only" in end.reason
+            assert inbox.fragments_bytes == 9000
+            for link in links:
+                if link.state.current is not None:
+                    link.state.current.drop("enough")
+            await links[0].until(Disconnected, 4)
+            assert inbox.fragments_bytes == 0
+
+    run(test)
+
+
+def test_pings_whose_answers_nobody_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that sends pings without end and reads nothing is left, before the answers fill the memory."""
+    monkeypatch.setattr(feed_module, "UNANSWERED_BYTES", 1000)
+
+    async def script(peer: Peer, _: int) -> None:
+        await peer.subscribed()
+        peer.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]  # its own class has it
+        while not peer.writer.transport.is_closing():
+            peer.writer.write(frame(b"x" * 125, PING) * 1000)
+            await peer.writer.drain()
+
+    async def test() -> None:
+        async with exchange(script) as server, watch(server.url) as link:
+            assert "does not take the answers" in (await link.until(Disconnected)).reason
 
     run(test)
 
@@ -827,6 +999,45 @@ def test_failed_renewal_keeps_the_old_connection(how: str, monkeypatch: pytest.M
     run(test)
 
 
+@pytest.mark.parametrize("how", ["let in and dropped", "refused"])
+def test_a_worse_connection_replaces_nothing(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new connection that is let in and dropped, or is refused what the old one has, does not end the old one."""
+    monkeypatch.setattr(feed_module, "OVERLAP_S", 60.0)
+    monkeypatch.setattr(feed_module, "FIRST_DATA_WITHIN_S", 0.01 if how == "refused" else 60.0)
+
+    async def script(peer: Peer, number: int) -> None:
+        if number == 1 and how == "refused":
+            await peer.accept()
+            await peer.expect(TEXT)
+            peer.send(b'{"error":{"code":2,"msg":"Invalid request"},"id":1}')
+            await peer.expect(CLOSE)
+            return
+        await peer.subscribed()
+        if number == 1:
+            peer.send(trade(0))
+            await peer.writer.drain()
+            return
+        peer.send(trade(0), SHUTDOWN)
+        await failed.wait()
+        peer.send(trade(1))
+        await stay(peer)
+
+    async def test() -> None:
+        async with exchange(script) as server, watch(server.url) as link:
+            failure = await link.until(RenewalFailed)
+            assert ("without a close frame" if how != "refused" else "refused") in failure.reason
+            failed.set()
+            while 1 not in link.ids:
+                await link.more()
+            assert not link.found(Renewed)
+            assert not link.found(Disconnected)
+            assert link.state.connected
+            assert link.state.acknowledged_at_s("btcusdt@trade") is not None
+
+    failed = asyncio.Event()
+    run(test)
+
+
 def test_stopping_during_a_renewal() -> None:
     """Cancelling while two connections are open closes both."""
 
@@ -1019,6 +1230,169 @@ def test_nonsense_in_answer_to_the_handshake(answer: bytes) -> None:
             assert "127.0.0.1" in end.reason
             assert "\n" not in end.reason
             assert len(end.reason) < 500
+
+    run(test)
+
+
+HANDSHAKES = [
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n",
+    b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: Wed, 21 Oct 2026 07:28:00 GMT\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: ws://[::1]:99/a?b#c\r\n\r\n",
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 120\r\nContent-Length: 5\r\n\r\nhello",
+]
+OF_PROXIES = {
+    "http": [b"HTTP/1.1 200 Connection established\r\n\r\n", b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"],
+    "socks5h": [b"\x05\x00\x05\x00\x00\x01\x7f\x00\x00\x01\x00\x50", b"\x05\x00\x05\x05\x00\x03\x02ab\x00\x50"],
+}
+NASTY = [b"", b"\x00", b"\xff", b"\xc2\xb2", b"\r\n", b"\r\n\r\n", b":", b" ", b"9" * 5000, b"-1", b"\x05", b"HTTP/1.1"]
+
+
+def mutated(text: bytes, chance: random.Random) -> bytes:
+    """Return `text` with some bytes replaced, left out or added."""
+    for _ in range(chance.randrange(1, 5)):
+        at = chance.randrange(len(text) + 1)
+        text = text[:at] + chance.choice([*NASTY, chance.randbytes(2)]) + text[at + chance.randrange(3) :]
+    return text
+
+
+@pytest.mark.parametrize("scheme", ["", *OF_PROXIES])
+def test_any_answer_to_the_handshake_is_told(scheme: str) -> None:
+    """Whatever bytes a server or a proxy answers with, the link says in one line that it has none, and lives."""
+    chance = random.Random(f"handshake {scheme}")
+
+    answer = b""
+
+    async def script(peer: Peer, _: int) -> None:
+        split = 2 if scheme == "socks5h" else chance.randrange(len(answer) + 1)
+        await peer.reader.read(1000)
+        peer.writer.write(answer[:split])
+        await peer.writer.drain()
+        if scheme == "socks5h":
+            await peer.reader.read(1000)
+        peer.writer.write(answer[split:])
+        await peer.writer.drain()
+
+    async def test() -> None:
+        nonlocal answer
+        async with exchange(script) as server:
+            for _ in range(150):
+                answer = mutated(chance.choice(OF_PROXIES.get(scheme, HANDSHAKES)), chance)
+                proxy = server.url.replace("ws:", f"{scheme}:") if scheme else None
+                async with watch(server.url if proxy is None else "ws://exchange.invalid:9443", proxy=proxy) as link:
+                    end = await link.until(Disconnected)
+                    assert not end.opened, answer
+                    assert end.reason.isprintable(), answer
+                    assert len(end.reason) < 500, answer
+
+    run(test, timeout_s=60)
+
+
+def test_any_frames_are_told_or_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever frames follow, what came before them counts, and the link lives until the next good connection."""
+    monkeypatch.setattr(feed_module, "TOO_MANY_WAIT_S", 0.0)
+    monkeypatch.setattr(feed_module, "ATTEMPTS_AT_EASE", 10**6)
+    chance = random.Random("frames")
+    total = 150
+
+    def any_frame() -> bytes:
+        payload = chance.choice(
+            [b"", b"{}", trade(999)[:-1], chance.randbytes(130), b"x" * 200, b"\x03\xe8\xff", trade(999)]
+        )
+        whole = (
+            head(len(payload), chance.choice([0, 1, 2, 3, 8, 9, 10, 11, 15]), chance.choice([0x80, 0, 0xC0, 0x90]))
+            + payload
+        )
+        return mutated(whole, chance) if chance.random() < 0.5 else whole
+
+    async def script(peer: Peer, number: int) -> None:
+        await peer.subscribed()
+        bad = b"".join(any_frame() for _ in range(chance.randrange(1, 6)))
+        peer.writer.write(frame(trade(number)))
+        await peer.writer.drain()
+        await until(lambda: number in seen)
+        if number < total:
+            peer.writer.write(bad)
+            await peer.writer.drain()
+        else:
+            await stay(peer)
+
+    async def test() -> None:
+        async with exchange(script) as server, watch(server.url) as link:
+            while total not in seen:
+                await link.more()
+                seen.update(link.ids)
+            assert seen.issuperset(range(total + 1))
+            assert len(link.found(Disconnected)) == total
+            assert all(end.opened and end.reason.isprintable() for end in link.found(Disconnected))
+
+    seen: set[int] = set()
+    run(test, timeout_s=60)
+
+
+class Surprising(Decoder):
+    """Fails at its first payload as no decoder should."""
+
+    failed = False
+
+    def message(self, payload: bytes) -> Message | Notice:
+        """Fail, then decode."""
+        if not self.failed:
+            self.failed = True
+            raise ZeroDivisionError("nobody\nforesaw this")
+        return super().message(payload)
+
+
+def test_what_nobody_foresaw_is_told_and_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception of any kind, while connecting or in a callback, is an end with its type, and not of the program."""
+    connect, failures = picows.ws_connect, iter([KeyError("surprise"), MemoryError()])
+
+    async def failing(*args: Any, **kwargs: Any) -> Any:
+        if (error := next(failures, None)) is not None:
+            raise error
+        return await connect(*args, **kwargs)
+
+    monkeypatch.setattr(feed_module, "ws_connect", failing)
+
+    async def script(peer: Peer, number: int) -> None:
+        await peer.subscribed()
+        peer.send(trade(number))
+        await stay(peer)
+
+    async def test() -> None:
+        async with exchange(script) as server:
+            decoder = Surprising(MARKETS["binance"])
+            async with watch(server.url, decoder=decoder) as link:
+                ends = [await link.until(Disconnected, number) for number in (1, 2, 3)]
+                assert [end.opened for end in ends] == [False, False, True]
+                assert "KeyError: 'surprise' (test_feed.py:" in ends[0].reason
+                assert "MemoryError" in ends[1].reason
+                assert "ZeroDivisionError: nobody foresaw this" in ends[2].reason
+                assert all(end.urgent and "report" in end.remedy for end in ends)
+                assert await link.until_rows(1)
+
+    run(test)
+
+
+def test_a_connection_cancelled_by_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cancellation that we did not ask for ends a connection, not the link."""
+    connect, failures = picows.ws_connect, iter([asyncio.CancelledError()])
+
+    async def failing(*args: Any, **kwargs: Any) -> Any:
+        if (error := next(failures, None)) is not None:
+            raise error
+        return await connect(*args, **kwargs)
+
+    monkeypatch.setattr(feed_module, "ws_connect", failing)
+
+    async def script(peer: Peer, _: int) -> None:
+        await peer.subscribed()
+        peer.send(trade(0))
+        await stay(peer)
+
+    async def test() -> None:
+        async with exchange(script) as server, watch(server.url) as link:
+            assert "inside this program" in (await link.until(Disconnected)).reason
+            assert await link.until_rows(1)
 
     run(test)
 
@@ -1229,7 +1603,64 @@ def test_configured_proxy() -> None:
     run(test)
 
 
-@pytest.mark.parametrize("scheme", ["http", "socks5"])
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h"])
+def test_socks_proxy_resolves_the_name(scheme: str) -> None:
+    """With either spelling of SOCKS 5 the connection goes through the proxy, which is given the name (RFC 1928, 4)."""
+    server_url = ""
+
+    async def script(peer: Peer, _: int) -> None:
+        await peer.subscribed()
+        peer.send(trade(0))
+        await stay(peer)
+
+    async def proxy(peer: Peer, _: int) -> None:
+        version, methods = await peer.reader.readexactly(2)
+        assert version == 5
+        await peer.reader.readexactly(methods)
+        peer.writer.write(b"\x05\x00")
+        asked = await peer.reader.readexactly(5)
+        assert asked[:4] == b"\x05\x01\x00\x03", "CONNECT to a name"
+        assert (await peer.reader.readexactly(asked[4] + 2))[:-2] == b"exchange.invalid"
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server_url.rpartition(":")[2]))
+        peer.writer.write(b"\x05\x00\x00\x01" + bytes(6))
+        onward = asyncio.ensure_future(pipe(peer.reader, writer))
+        try:
+            await pipe(reader, peer.writer)
+        finally:
+            onward.cancel()
+            writer.close()
+
+    async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+
+    async def test() -> None:
+        nonlocal server_url
+        async with exchange(script) as server, exchange(proxy) as way:
+            server_url = server.url
+            async with watch("ws://exchange.invalid", proxy=way.url.replace("ws:", f"{scheme}:")) as link:
+                assert await link.until_rows(1) == [0]
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("configured", "used"),
+    [
+        (None, None),
+        ("socks5h://user:p%40ss@host", "socks5://user:p%40ss@host:1080"),
+        ("socks5://host:9050", "socks5://host:9050"),
+        ("socks5h://[::1]:", "socks5://[::1]:1080"),
+        ("http://user:pw@host:3128", "http://user:pw@host:3128"),
+        ("https://host", "https://host"),
+    ],
+)
+def test_proxy_as_the_library_wants_it(configured: str | None, used: str | None) -> None:
+    """Every proxy that the configuration takes is one for the websocket, too."""
+    assert websocket_proxy(configured) == used
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5", "socks5h"])
 @pytest.mark.parametrize(
     "answer",
     [
@@ -1368,6 +1799,115 @@ def test_odd_payloads_count_too(payload: bytes) -> None:
     run(test)
 
 
+def test_while_the_queue_is_full_no_connection_is_made() -> None:
+    """A connection lost while nothing is written is made again when there is room, and not before; both are told."""
+
+    async def script(peer: Peer, number: int) -> None:
+        await peer.subscribed()
+        if number == 0:
+            peer.send(*(trade(each) for each in range(200)))
+            await peer.writer.drain()
+            await full.wait()
+            peer.reset()
+        else:
+            peer.send(trade(200))
+            await stay(peer)
+
+    async def test() -> None:
+        async with exchange(script) as server, watch(server.url, limit=100) as link:
+            await until(lambda: link.inbox.is_full)
+            full.set()
+            await until(lambda: not link.state.open or not link.state.current)
+            await until(lambda: len(link.waits) == 1)
+            for _ in range(50):  # the wait is over long ago
+                await asyncio.sleep(0.001)
+            assert len(server.peers) == 1
+            assert await link.until_rows(201) == list(range(201))
+            assert "queue" in link.found(Disconnected)[0].reason
+            assert "room" in link.found(Disconnected)[0].remedy
+
+    full = asyncio.Event()
+    run(test)
+
+
+def test_a_connection_that_opens_while_the_queue_is_full_is_not_read() -> None:
+    """What was under way when the queue filled brings nothing on top; nothing is renewed meanwhile, either."""
+
+    async def script(peer: Peer, _: int) -> None:
+        await full.wait()
+        await peer.accept()
+        await peer.expect(TEXT)
+        peer.send(b'{"result":null,"id":1}', *(trade(each) for each in range(1000)))
+        await stay(peer)
+
+    async def test() -> None:
+        inbox = Inbox(100)
+        async with exchange(script) as server, watch(server.url, inbox=inbox) as link:
+            await until(lambda: bool(server.peers))
+            inbox.put(Batch(LinkState("binance", Link("", ())), 0, 0, [b"x" * 200] * 100, lambda _: []))
+            full.set()
+            await until(lambda: link.state.current is not None)
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            assert inbox.waiting <= 102
+            assert await link.until_rows(1000) == list(range(1000))
+
+    full = asyncio.Event()
+    run(test)
+
+
+def test_large_messages_count_by_their_size() -> None:
+    """Messages with much in them fill the queue by their bytes, over all connections, and each is decoded once."""
+    large = trade(0)[:-2] + b',"note":"' + b"x" * 20_000 + b'"}}'
+    limit = 1000
+
+    async def script(peer: Peer, _: int) -> None:
+        await peer.subscribed()
+        for _ in range(300):
+            peer.send(large)
+            await peer.writer.drain()
+        await stay(peer)
+
+    async def test() -> None:
+        inbox = Inbox(limit)
+        async with exchange(script) as server, AsyncExitStack() as stack:
+            links = [await stack.enter_async_context(watch(server.url, inbox=inbox)) for _ in range(3)]
+            await until(lambda: inbox.is_full)
+            assert inbox.waiting < 100
+            assert limit * USUAL_BYTES <= inbox.waiting_bytes <= limit * USUAL_BYTES + LARGEST_READ
+            while len(links[0].rows) < 900:
+                await links[0].more()
+            assert inbox.waiting_bytes == inbox.waiting == 0
+
+    run(test)
+
+
+def test_the_size_of_a_read_is_that_of_its_messages() -> None:
+    """The bytes that a read is said to hold are those of its frames, whatever else came with them."""
+    sent = [frame(b"x" * 20, PING) + frame(trade(0)) + frame(trade(1)), frame(trade(2)), frame(trade(3))]
+
+    async def script(peer: Peer, _: int) -> None:
+        await peer.subscribed()
+        data = b"".join(sent)
+        peer.writer.write(data[:-40])
+        await half.wait()
+        peer.writer.write(data[-40:])
+        await stay(peer)
+
+    async def test() -> None:
+        async with exchange(script) as server, watch(server.url) as link:
+            await link.until_rows(3)
+            half.set()
+            await link.until_rows(4)
+            sizes = [batch.size for batch in link.found(Batch)]
+            payloads = [sum(map(len, batch.payloads)) for batch in link.found(Batch)]
+            for size, payload, batch in zip(sizes, payloads, link.found(Batch), strict=True):
+                assert payload <= size <= payload + 4 * len(batch.payloads)
+
+    half = asyncio.Event()
+    run(test)
+
+
 def test_all_paused_connections_go_on() -> None:
     """Several connections that filled the queue together all go on when there is room."""
 
@@ -1449,6 +1989,32 @@ def test_attempts_that_nobody_saw_do_not_count() -> None:
         assert attempts.take("binance", float(second)) == 0
         attempts.give_back("binance")
     assert [attempts.take("binance", 3600.0) for _ in range(feed_module.ATTEMPTS_AT_EASE)][-1] == 0
+
+
+def test_a_refusal_of_the_ip_holds_the_other_links() -> None:
+    """After one link was told to wait, another that breaks does not try before that time either."""
+
+    async def script(peer: Peer, number: int) -> None:
+        if number == 0:
+            await peer.subscribed()
+            await refused.wait()
+            peer.reset()
+        else:
+            await peer.reader.readuntil(b"\r\n\r\n")
+            peer.writer.write(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1000\r\nContent-Length: 0\r\n\r\n")
+            await peer.writer.drain()
+
+    async def test() -> None:
+        attempts = feed_module.Attempts()
+        async with exchange(script) as server, watch(server.url, attempts=attempts) as first:
+            await first.until(Connected)
+            async with watch(server.url, attempts=attempts) as second:
+                assert (await second.until(Disconnected)).retry_in_s >= 1000
+                refused.set()
+                assert (await first.until(Disconnected)).retry_in_s > 900
+
+    refused = asyncio.Event()
+    run(test)
 
 
 def test_a_ban_holds_every_link_to_that_host() -> None:

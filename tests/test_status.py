@@ -347,7 +347,7 @@ VERDICTS = {
         True,
         TROUBLE,
         "",
-        ("200 messages wait to be written (97% ",),
+        ("200 messages wait to be written .97% ",),
     ),
     "told": (snapshot(problems=["Telegram refuses"]), 1, True, TROUBLE, "", ("Telegram refuses",)),
     "uploaded": (snapshot(upload=upload()), 1, True, WELL, "", ()),

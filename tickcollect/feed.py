@@ -21,6 +21,7 @@ Rules:
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import ssl
@@ -98,6 +99,10 @@ LONGEST_BAN_S = 3 * 86_400.0
 SOCKS_PORT = 1080
 LONGEST_DETAIL = 200
 """Characters of a library's text that are told."""
+
+
+logging.getLogger("picows").setLevel(logging.CRITICAL)
+"""What it would say of a connection is told as that connection's end."""
 
 
 # --- What the writer gets ------------------------------------------------------------------------------------------
@@ -240,8 +245,8 @@ class LinkState:
     """The newest open connection: it can be asked to subscribe again, or dropped so that a new one is made."""
     open: "list[_Listener]" = field(default_factory=list)
     """Its open connections: one, and two while it is renewed."""
-    refused: set[str] = field(default_factory=set)
-    """Streams that the exchange refuses at present."""
+    refusals_told: set[str] = field(default_factory=set)
+    """Streams that were refused and not acknowledged since."""
     received_ns: int = 0
     """When anything came last, data or a sign of life, by the wall clock."""
 
@@ -651,7 +656,8 @@ class _Listener(WSListener):
         self._payloads: list[bytes] = []
         self._received_ns = 0
         self._size = 0
-        self._fragments = bytearray()
+        self._fragments: bytearray | None = None
+        """The beginning of a message that comes in several frames; None between messages."""
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
@@ -667,7 +673,7 @@ class _Listener(WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         # Called for every message. No control frame is longer than 125 bytes (RFC 6455 5.5) and nearly every message
         # is, so its size tells what asking for the frame's type would cost four times as much to tell.
-        if frame.payload_size > CONTROL_FRAME_BYTES and frame.fin and not self._fragments:
+        if frame.payload_size > CONTROL_FRAME_BYTES and frame.fin and self._fragments is None:
             payloads = self._payloads
             if not payloads:
                 self._begin(frame)
@@ -715,7 +721,9 @@ class _Listener(WSListener):
 
     def drop(self, reason: str) -> None:
         """End the connection ourselves; what does not close soon is cut off."""
-        self.dropped = self.dropped or reason
+        if self.dropped:
+            return
+        self.dropped = reason
         if self._transport is not None and not self._transport.is_disconnected:
             self._transport.send_close(WSCloseCode.OK)
             self._transport.disconnect()
@@ -736,23 +744,23 @@ class _Listener(WSListener):
     def forget(self) -> None:
         """Give back what the connection held, once it has ended."""
         self._inbox.remove_listener(self)
-        self._inbox.fragments_bytes -= len(self._fragments)
-        self._fragments = bytearray()
+        self._inbox.fragments_bytes -= len(self._fragments or b"")
+        self._fragments = None
 
     def _join(self, frame: WSFrame) -> None:
         """Put together a message sent in fragments (RFC 6455 5.4), or take a short one that came whole."""
-        if (frame.msg_type == WSMsgType.CONTINUATION) is not bool(self._fragments):
+        if (frame.msg_type == WSMsgType.CONTINUATION) is (self._fragments is None):
             self.drop("the exchange broke the websocket protocol: the parts of a message do not follow each other")
             return
-        self._fragments += frame.get_payload_as_bytes()
+        joined = self._fragments = self._fragments or bytearray()
+        joined += frame.get_payload_as_bytes()
         self._inbox.fragments_bytes += frame.payload_size
-        if len(self._fragments) > MAX_FRAME_BYTES:
+        if len(joined) > MAX_FRAME_BYTES:
             self.drop(f"a message of the exchange is larger than {MAX_FRAME_BYTES} bytes")
         elif frame.fin:
-            payload = bytes(self._fragments)
-            self._inbox.fragments_bytes -= len(payload)
-            self._fragments = bytearray()
-            self._take(payload, frame)
+            self._inbox.fragments_bytes -= len(joined)
+            self._fragments = None
+            self._take(bytes(joined), frame)
         elif self._inbox.fragments_bytes > FRAGMENTS_BYTES:
             self.drop(f"messages that have come in part only take more than {FRAGMENTS_BYTES} bytes together")
 
@@ -807,17 +815,17 @@ class _Listener(WSListener):
 
     def _acknowledged(self, id_: object) -> None:
         streams = self.subscription.acknowledge(id_, asyncio.get_running_loop().time())
-        accepted = self.state.refused.intersection(streams)
+        accepted = self.state.refusals_told.intersection(streams)
         if accepted:
-            self.state.refused -= accepted
+            self.state.refusals_told -= accepted
             self._inbox.put(SubscriptionAccepted(self.state, sorted(accepted)))
 
     def _refused(self, error: ControlError) -> None:
         """Tell that streams are refused, each once for as long as it is."""
         streams = self.subscription.refuse(error.id)
-        if streams is None or (streams and self.state.refused.issuperset(streams)):
+        if streams is None or (streams and self.state.refusals_told.issuperset(streams)):
             return
-        self.state.refused.update(streams)
+        self.state.refusals_told.update(streams)
         self._inbox.put(SubscriptionRefused(self.state, streams, error))
 
 
