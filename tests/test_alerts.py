@@ -14,15 +14,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from channels.bot_api import CHAT, GROUP, TOKEN, BotApi, failure, too_many
 from channels.web import Answer, Site
 from conftest import until
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tickcollect.alerts import channels, outbox, post
+from tickcollect.alerts import channels, kept, letters, outbox, post
 from tickcollect.alerts.channels import ChannelError, Part
 from tickcollect.alerts.incidents import Incidents, Level, Notice
 from tickcollect.alerts.outbox import Change, ChannelState, Outbox
@@ -37,9 +38,26 @@ AGAIN = ChannelError("again", "no answer within 5 s", "Check the network")
 UNSURE = ChannelError("again", "no answer within 5 s", unsure=True)
 
 
-def notice(what: str, *lines: str, kind: str = "gap", level: Level = "info", files: tuple[Path, ...] = ()) -> Notice:
+def notice(
+    what: str,
+    *lines: str,
+    kind: str = "gap",
+    level: Level = "info",
+    files: tuple[Path, ...] = (),
+    lost: tuple[tuple[str, int], ...] = (),
+) -> Notice:
     """Return a notice of the collector tick1."""
-    return Notice(kind, level, f"tick1: {what}", lines, f"tick1/{what}", ended=True, attachments=files)
+    return Notice(kind, level, f"tick1: {what}", lines, f"tick1/{what}", ended=True, attachments=files, lost=lost)
+
+
+BTC, ETH = "binance/trade/BTCUSDT", "binance/trade/ETHUSDT"
+
+
+def lost(symbol: str, count: int) -> Notice:
+    """Return a notice of lost IDs, which matters more than any other."""
+    lines = (f"IDs of {symbol}: the exchange has them no longer.",)
+    feeds = ((f"binance/trade/{symbol}", count),)
+    return notice(f"{count} trades lost, {symbol}", *lines, kind="lost", level="error", lost=feeds)
 
 
 def split(one: Notice) -> list[Part]:
@@ -115,7 +133,7 @@ def test_the_silence_that_a_service_wants_is_kept(seconds: int) -> None:
     box.fail(ChannelError("again", "Telegram wants silence", after_s=seconds))
     box.put(notice("second"))
     assert box.box.due_s() == 1000.0 + seconds
-    box.box.hurry(box.now_ns)
+    box.box.hurry(box.now_s, box.now_ns)
     assert box.box.due_s() == 1000.0 + seconds
 
 
@@ -128,7 +146,7 @@ def test_a_silence_beyond_reason_ends_after_a_day() -> None:
 
 
 def test_after_an_outage_there_is_one_message() -> None:
-    """What was held up comes as one message with times, newest first, and the reason."""
+    """What was held up comes as one message in the order of events, with times and the reason."""
     box = Box()
     box.put(notice("gap filled, BTCUSDT", "15 trades."))
     box.fail(ChannelError("again", "Telegram wants 3600 s of silence", after_s=3600))
@@ -139,12 +157,13 @@ def test_after_an_outage_there_is_one_message() -> None:
     assert part.notice.title == "tick1: 5 messages held up for 1 h"
     assert part.notice.level == "warning"
     assert part.notice.lines == (
-        "Not sent since 12:00:00 UTC: Telegram wants 3600 s of silence. Newest first:",
-        "12:04:00 UTC: gap 3",
-        "12:03:00 UTC: gap 2",
-        "12:02:00 UTC: gap 1",
-        "12:01:00 UTC: gap 0",
+        "Not sent since 12:00:00 UTC: Telegram wants 3600 s of silence. In the order of events:",
         "12:00:00 UTC: gap filled, BTCUSDT",
+        "15 trades.",
+        "12:01:00 UTC: gap 0",
+        "12:02:00 UTC: gap 1",
+        "12:03:00 UTC: gap 2",
+        "12:04:00 UTC: gap 3",
     )
     assert (box.box.waiting, box.box.sent, box.box.dropped) == (0, 1, 0)
     box.put(notice("next"))
@@ -157,7 +176,7 @@ def test_few_held_up_messages_are_told_whole() -> None:
     box.put(notice("first", "line 1"))
     box.fail(ChannelError("again", "HTTP 502", after_s=300))
     box.put(notice("second", "line 2"))
-    assert box.send().notice.lines[1:] == ("12:00:00 UTC: second", "line 2", "12:00:00 UTC: first", "line 1")
+    assert box.send().notice.lines[1:] == ("12:00:00 UTC: first", "line 1", "12:00:00 UTC: second", "line 2")
     box.put(notice("third", "line 3"))
     box.fail(ChannelError("again", "HTTP 502", after_s=300))
     late = box.send().notice
@@ -165,27 +184,85 @@ def test_few_held_up_messages_are_told_whole() -> None:
     assert late.lines == ("line 3", "From 12:05:00 UTC; it could not be sent before.")
 
 
-def test_a_long_outage_keeps_the_newest_and_counts_the_others() -> None:
-    """Of a thousand messages the newest are told by title, others by kind, and none is left out of the count."""
+def test_a_long_outage_keeps_what_matters_and_counts_the_news() -> None:
+    """Of a thousand messages the loss among the oldest is told whole, and all others are in the counts."""
     box = Box()
-    box.put(notice("first", kind="started"))
+    box.put(notice("300 trades lost, BTCUSDT", "IDs 1 to 300.", kind="lost", level="error", lost=((BTC, 300),)))
     box.fail(ChannelError("again", "HTTP 502", after_s=7200))
     for number in range(999):
-        box.put(notice(f"gap {number}", kind="gap"))
-        assert box.box.waiting <= 2 * outbox.LETTERS_KEPT
+        box.put(notice(f"gap {number}", "x" * 40, kind="gap"))
+        assert box.box.waiting <= 2 * letters.LETTERS_KEPT
     text = box.send().notice
     assert text.title == "tick1: 1,000 messages held up for 2 h"
-    assert text.lines[1:41] == tuple(f"12:00:00 UTC: gap {998 - place}" for place in range(40))
-    assert text.lines[41:] == (
-        "Before these: 160 gap.",
-        "Of older messages only the count is left: 799 gap, 1 started.",
+    assert text.lines[1:] == (
+        "12:00:00 UTC: 300 trades lost, BTCUSDT",
+        "IDs 1 to 300.",
+        "Less important ones are only counted: 199 gap.",
+        "Of older messages only the sums are left: 800 gap.",
     )
     assert box.box.dropped == 800
     box.put(notice("next"))
     assert box.send().notice == notice("next")
 
 
-def test_what_may_have_arrived_is_sent_once_more_and_not_again() -> None:
+def test_a_storm_of_losses_while_the_channel_is_down_keeps_the_gravest_and_the_sums() -> None:
+    """What there is no room for is joined: how many IDs of which feeds, and the text of the gravest."""
+    box = Box()
+    box.put(lost("ETHUSDT", 1))
+    box.fail(ChannelError("again", "HTTP 502", after_s=7200))
+    box.put(lost("SOLUSDT", 5000))
+    for _ in range(2 * letters.LETTERS_KEPT):
+        box.put(lost("ETHUSDT", 1))
+    box.put(notice("stopped", kind="stopped"))
+    texts = []
+    while box.box.due_s() < math.inf:
+        part = box.send()
+        assert len("\n".join((part.notice.title, *part.notice.lines))) <= 4096
+        texts += [part.notice.title, *part.notice.lines]
+    told = "\n".join(texts)
+    assert texts[0] == "tick1: 403 messages held up for 2 h"
+    assert "5000 trades lost, SOLUSDT" in told
+    assert "IDs of SOLUSDT: the exchange has them no longer." in told
+    joined = [int(count) for count in re.findall(r"Of older messages only the sums are left: (\d+) lost", told)]
+    in_sums = re.search(rf"Lost in these: [\d,]+ IDs of binance/trade/SOLUSDT \(5,000\), {ETH} \((\d+)\)", told)
+    assert in_sums is not None
+    assert int(in_sums[1]) + 1 == joined[0], "each joined message of ETHUSDT is one ID; one is of SOLUSDT"
+    whole = told.count("1 trades lost, ETHUSDT")
+    assert whole + joined[0] == 402
+    assert told.rstrip().count("UTC: stopped") == 1
+    assert box.box.sent <= letters.MESSAGES_TOGETHER
+
+
+def test_the_text_that_is_kept_is_bounded_in_length_too() -> None:
+    """Long messages leave no more in memory than the bound, however few they are."""
+    box = Box()
+    box.put(notice("first", level="error"))
+    box.fail(ChannelError("again", "HTTP 502", after_s=7200))
+    for number in range(100):
+        box.put(notice(f"gap {number}", *("x" * 900 for _ in range(20)), level="warning"))
+    held = box.box.left_over()
+    assert sum(letter.length for letter in held) <= letters.BYTES_KEPT + 10_000
+    assert held[0].notice.title == "tick1: first"
+    assert box.box.waiting + box.box.dropped == 101
+
+
+def test_what_matters_is_sent_until_the_service_says_that_it_has_it() -> None:
+    """However often nobody knows whether it arrived, a loss is tried again; with it goes what came meanwhile."""
+    box = Box()
+    box.put(lost("BTCUSDT", 308))
+    for _ in range(30):
+        box.fail(UNSURE)
+    box.put(notice("stopped", kind="stopped"))
+    texts = []
+    while box.box.due_s() < math.inf:
+        part = box.send()
+        texts += [part.notice.title, *part.notice.lines]
+    assert any("308 trades lost, BTCUSDT" in text for text in texts)
+    assert any("stopped" in text for text in texts)
+    assert (box.box.dropped, box.box.waiting) == (0, 0)
+
+
+def test_news_that_may_have_arrived_is_sent_once_more_and_not_again() -> None:
     """Two attempts without an answer are all; the next message says that one may be missing or have come twice."""
     box = Box()
     box.put(notice("first"))
@@ -206,6 +283,16 @@ def test_what_may_have_arrived_is_sent_once_more_and_not_again() -> None:
     assert (box.box.sent, box.box.dropped) == (2, 1)
 
 
+def test_the_time_of_an_outage_does_not_follow_a_clock_that_is_set() -> None:
+    """How long messages were held up is measured by a clock that never steps."""
+    box = Box()
+    box.put(notice("first", level="warning"), notice("second", level="warning"))
+    box.fail(ChannelError("again", "HTTP 502", after_s=3600))
+    box.now_s += 3600
+    part = box.box.take(box.now_s, box.now_ns - 86_400 * 10**9)
+    assert part.notice.title == "tick1: 2 messages held up for 1 h"
+
+
 def test_a_failing_channel_is_reported_once_and_its_end_once() -> None:
     """A short trouble is not reported; one that lasts is, and then once that it is over."""
     box = Box()
@@ -213,7 +300,7 @@ def test_a_failing_channel_is_reported_once_and_its_end_once() -> None:
     assert box.fail() is None
     assert box.box.state().failing_since_ns is None
     assert box.fail() is None
-    assert box.fail() == Change("channel_failed", "no answer within 5 s. Check the network")
+    assert box.fail() == Change("channel_failed", "no answer within 5 s. Check the network. It is tried again")
     assert box.box.state() == ChannelState("telegram 1", NOON_NS, "no answer within 5 s", 0, 0, 1)
     assert [box.fail() for _ in range(5)] == [None] * 5
     box.take()
@@ -228,19 +315,44 @@ def test_a_long_silence_is_reported_at_once() -> None:
     assert box.fail(ChannelError("again", "Telegram wants 3600 s of silence", after_s=3600)) is not None
 
 
-def test_a_dead_channel_is_given_up() -> None:
-    """Nothing is tried again where nothing can succeed; what comes later is counted."""
+def test_a_channel_that_refuses_by_its_own_word_is_tried_again_after_a_day() -> None:
+    """What the service said may have been put right: what waits is kept, and goes out when it takes it."""
     box = Box()
-    box.put(notice("first"), notice("second"))
+    box.put(notice("first", level="warning"), notice("second", level="warning"))
     change = box.fail(ChannelError("dead", "bot was blocked", "Unblock it"))
     assert change is not None
-    assert change.detail == "bot was blocked. Unblock it. Until the next start nothing more is sent there"
-    box.put(notice("third"))
-    assert box.box.due_s() == math.inf
-    assert box.box.state() == ChannelState("telegram 1", NOON_NS, "bot was blocked", 0, 3, 0)
+    assert change.detail.startswith("bot was blocked. Unblock it. It is tried again once a day and at each start")
+    box.put(notice("third", level="warning"))
+    assert box.box.due_s() == 1000.0 + 86_400
+    assert box.fail(ChannelError("dead", "bot was blocked", "Unblock it")) is None
+    assert box.box.state() == ChannelState("telegram 1", NOON_NS, "bot was blocked", 0, 0, 3)
+    part = box.take()
+    assert box.now_s == 1000.0 + 2 * 86_400
+    assert part.notice.title == "tick1: 3 messages held up for 2 d"
+    assert box.box.sent_now(box.now_s) == Change("channel_again", "it took none for 2 d")
 
 
-def test_a_refused_message_is_let_go_and_reported() -> None:
+def test_at_the_stop_a_channel_that_refuses_is_not_asked_again() -> None:
+    """The day is kept at the stop, too: nothing is waited for that cannot succeed."""
+    box = Box()
+    box.put(notice("first", level="warning"))
+    box.fail(ChannelError("dead", "bot was blocked"))
+    box.box.hurry(box.now_s, box.now_ns)
+    assert box.box.due_s() == 1000.0 + 86_400
+
+
+def test_a_channel_of_which_it_is_doubtful_who_refuses_is_asked_at_last_once_an_hour() -> None:
+    """Pauses grow to an hour, so that a mail server with another password does not lock the machine out."""
+    box = Box()
+    box.put(notice("first", level="warning"))
+    tried_s = []
+    for _ in range(16):
+        box.fail(ChannelError("doubtful", "535 bad password"))
+        tried_s.append(box.now_s)
+    assert max(later - earlier for earlier, later in pairwise(tried_s)) == 3600
+
+
+def test_refused_news_is_let_go_and_reported() -> None:
     """The next message follows; what the refused one said is in the report."""
     box = Box()
     box.put(notice("first"), notice("second"))
@@ -248,6 +360,19 @@ def test_a_refused_message_is_let_go_and_reported() -> None:
     assert change == Change("channel_failed", "one message was given up. can't parse entities. It said: tick1: first")
     assert box.send().notice.title == "tick1: second"
     assert (box.box.sent, box.box.dropped, box.box.failing_since_ns) == (1, 1, None)
+
+
+def test_what_matters_and_is_refused_goes_by_its_title() -> None:
+    """A text that the service does not want is sent as its title only; where that is refused too, it is kept."""
+    box = Box()
+    box.put(lost("BTCUSDT", 308))
+    assert box.fail(ChannelError("refused", "can't parse entities")) is not None
+    box.fail(ChannelError("refused", "can't parse entities"))
+    assert (box.box.waiting, box.box.dropped) == (1, 0)
+    instead = box.send().notice
+    assert instead.title == "tick1: a message was refused"
+    assert instead.lines[0] == "tick1: 308 trades lost, BTCUSDT"
+    assert (box.box.waiting, box.box.dropped) == (0, 0)
 
 
 def test_a_refused_file_leaves_the_text(tmp_path: Path) -> None:
@@ -286,27 +411,39 @@ def test_a_channel_that_moved_is_told_at_its_new_place() -> None:
     box.put(notice("second"))
     for _ in range(outbox.MOVES):
         box.fail(moved)
-    assert (box.box.dead, box.box.due_s()) == (True, math.inf)
+    assert box.box.due_s() >= box.now_s + 86_400
 
 
 def test_at_the_stop_everything_goes_as_one_message() -> None:
     """What waits at the end is joined: the newest first, as that is the stop itself."""
     box = Box()
     box.put(notice("gap filled", "15 trades."), notice("stopped", "1,000 rows.", kind="stopped"))
-    box.box.hurry(box.now_ns)
+    box.box.hurry(box.now_s, box.now_ns)
     told = box.send().notice
     assert told.title == "tick1: stopped (and 1 more message)"
     assert told.lines == ("1,000 rows.", "12:00:00 UTC: gap filled", "15 trades.")
     assert box.box.due_s() == math.inf
 
 
+def test_however_many_wait_at_the_stop_its_own_lines_are_told() -> None:
+    """The figures of the stop are not left out where the other messages are told by their titles."""
+    box = Box()
+    for number in range(20):
+        box.put(notice(f"gap {number}", "x" * 300))
+    box.put(notice("stopped after 7 rows, 308 rows missing", "0 rows fetched; 308 rows missing.", kind="stopped"))
+    box.box.hurry(box.now_s, box.now_ns)
+    told = box.send().notice
+    assert told.title == "tick1: stopped after 7 rows, 308 rows missing (and 20 more messages)"
+    assert told.lines[0] == "0 rows fetched; 308 rows missing."
+
+
 class Life(RuleBasedStateMachine):
-    """An outbox through all that can happen to it: bounded, patient, and true in its counts."""
+    """An outbox of news and of what matters through all that can happen: bounded, patient, true in its counts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.life = Box()
-        self.put_in = self.delivered = 0
+        self.put_in = self.delivered = self.grave_in = self.grave_told = 0
         self.silent_until_s = 0.0
         self.attempts: Counter[str] = Counter()
 
@@ -316,6 +453,14 @@ class Life(RuleBasedStateMachine):
         for _ in range(count):
             self.put_in += 1
             self.life.put(notice(f"number {self.put_in}"))
+
+    @rule(count=st.integers(1, 50))
+    def put_grave(self, count: int) -> None:
+        """Put messages in that matter; each tells of one lost ID."""
+        for _ in range(count):
+            self.put_in += 1
+            self.grave_in += 1
+            self.life.put(lost("BTCUSDT", 1))
 
     @rule(seconds=st.sampled_from([0.5, 30.0, 200.0, 5000.0]))
     def wait(self, seconds: float) -> None:
@@ -332,8 +477,11 @@ class Life(RuleBasedStateMachine):
         """Have the service take it."""
         self.life.take()
         assert self.life.now_s >= self.silent_until_s
-        self.delivered += len(self.life.box._in_hand)
+        in_hand, sums = list(self.life.box._in_hand), self.life.box._sums_in_hand.lost.total()
         self.life.box.sent_now(self.life.now_s)
+        if not self.life.box._in_hand:
+            self.delivered += len(in_hand)
+            self.grave_told += sums + sum(bool(letter.notice.lost) for letter in in_hand)
 
     @precondition(is_due)
     @rule(after_s=st.sampled_from([0.0, 0.0, 5.0, 3600.0]), unsure=st.booleans())
@@ -352,17 +500,18 @@ class Life(RuleBasedStateMachine):
     def refused(self) -> None:
         """Have the service refuse it for ever."""
         self.life.fail(ChannelError("refused", "bad"))
+        self.silent_until_s = max(self.silent_until_s, self.life.now_s)
 
     @invariant()
     def bounded(self) -> None:
         """Hold no more than it may, and know of every message what became of it."""
         box = self.life.box
-        assert box.waiting <= 2 * outbox.LETTERS_KEPT
+        assert box.waiting <= 2 * letters.LETTERS_KEPT
         assert self.put_in == self.delivered + box.dropped + box.waiting
 
     @invariant()
     def patient(self) -> None:
-        """Send nothing more than twice without an answer."""
+        """Send no news more than twice without an answer."""
         assert max(self.attempts.values(), default=0) <= outbox.SENT_IF_UNSURE
 
     def teardown(self) -> None:
@@ -372,7 +521,8 @@ class Life(RuleBasedStateMachine):
         while box.due_s() < math.inf:
             self.sent()
             self.bounded()
-        assert not box._losses
+        assert not box._sums
+        assert self.grave_told == self.grave_in, "a loss was not told, or not in the sums"
 
 
 Life.TestCase.settings = settings(
@@ -411,7 +561,9 @@ def running() -> Iterator[Any]:
     """Make alerts that are stopped with the test."""
     made: list[Running] = []
 
-    def make(configured: Config, heartbeat: str = "all is well", clock: Clock | None = None) -> Running:
+    def make(
+        configured: Config, heartbeat: str = "all is well", clock: Clock | None = None, keep_in: Path | None = None
+    ) -> Running:
         reports: list[tuple[str, str, str]] = []
 
         def report(event: str, channel: str, detail: str) -> None:
@@ -422,6 +574,8 @@ def running() -> Iterator[Any]:
         one = Running(alerts, reports)
         made.append(one)
         alerts.start()
+        if keep_in is not None:
+            alerts.keep_in(keep_in)
         return one
 
     yield make
@@ -523,8 +677,10 @@ def test_an_outage_ends_with_one_message(
     "answer",
     [failure(401, "Unauthorized"), failure(404, "Not Found"), failure(403, "Forbidden: bot was blocked by the user")],
 )
-def test_a_dead_channel_is_asked_once(api: BotApi, hook: Site, running: Any, answer: Answer) -> None:
-    """A wrong token or a blocked bot is said once, to the log and on the other channel, and never tried again."""
+def test_a_channel_that_refuses_by_its_own_word_is_asked_once_a_day(
+    api: BotApi, hook: Site, running: Any, answer: Answer
+) -> None:
+    """A wrong token or a blocked bot is said once, to the log and on the other channel; what matters is kept."""
     api.always = answer
     run = running(config(api, hook))
     lose(run.alerts, "BTCUSDT")
@@ -534,7 +690,8 @@ def test_a_dead_channel_is_asked_once(api: BotApi, hook: Site, running: Any, ans
     assert len(api.requests) == 1
     assert run.events() == [("channel_failed", f"telegram {CHAT}")]
     assert sum(b"messages to telegram" in request.body for request in hook.requests) == 1
-    assert run.alerts.states()[0].dropped > 0
+    state = run.alerts.states()[0]
+    assert (state.dropped, state.waiting) == (0, 2)
 
 
 @pytest.mark.usefixtures("quick")
@@ -565,23 +722,237 @@ def test_a_short_retry_after_costs_nothing(api: BotApi, running: Any) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-def test_a_server_that_takes_messages_and_never_answers_gets_each_twice(api: BotApi, running: Any) -> None:
-    """Where nobody can know whether a message arrived it is repeated once, then only asked whether the bot is there."""
-    taken: list[str] = []
+@pytest.mark.parametrize("how", ["hang", "reset"])
+def test_losses_arrive_when_a_server_that_took_messages_without_answering_answers_again(
+    api: BotApi, running: Any, how: Any
+) -> None:
+    """While nobody knows whether they arrived they are repeated; once the server answers, each has, and that is all."""
+    unanswered: list[str] = []
 
     def take(request: Any) -> Answer:
         if request.path.endswith("getMe"):
             return api._respond(request)
-        taken.append(request.body.decode())
-        return Answer(instead="hang")
+        unanswered.append(request.body.decode())
+        return Answer(instead=how)
 
     api.respond = take
     run = running(config(api))
     lose(run.alerts, "BTCUSDT")
-    until(lambda: run.alerts.states()[0].dropped == 1)
+    until(lambda: len(unanswered) > outbox.SENT_IF_UNSURE)
     lose(run.alerts, "ETHUSDT")
-    until(lambda: run.alerts.states()[0].dropped == 2)
-    assert ["BTCUSDT" in text for text in taken] == [True, True, False, False]
+    until(lambda: "ETHUSDT" in unanswered[-1])
+    api.respond = api._respond
+    until(lambda: run.alerts.states()[0].waiting == 0)
+    text = "\n".join(message.text for message in api.messages)
+    assert text.index("BTCUSDT") < text.index("ETHUSDT")
+    assert text.count("Lost: IDs 7 to 9") == 2
+    assert run.alerts.states()[0].dropped == 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_page_of_somebody_on_the_way_is_no_end_of_the_channel(api: BotApi, hook: Site, running: Any) -> None:
+    """A proxy's 403 and a login page are an outage, after which everything arrives; the other channel tells of it."""
+    api.always = Answer(403, b"<html>Access denied</html>", "text/html")
+    run = running(config(api, hook))
+    lose(run.alerts, "BTCUSDT")
+    until(lambda: run.reports)
+    until(partial(told_of, hook, f"messages to telegram {CHAT} fail"))
+    api.always = Answer(200, b"<html>Please log in</html>", "text/html")
+    before = len(api.requests)
+    until(lambda: len(api.requests) > before)
+    api.always = None
+    until(lambda: any("BTCUSDT" in message.text for message in api.messages))
+    until(lambda: run.events() == [("channel_failed", f"telegram {CHAT}"), ("channel_again", f"telegram {CHAT}")])
+
+
+# --- Across runs ---------------------------------------------------------------------------------------------------
+
+
+def kept_file(folder: Path) -> Path:
+    """Return where a collector keeps what it has not sent."""
+    return folder / kept.OF_THE_COLLECTOR
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_was_not_sent_before_a_kill_is_sent_at_the_next_start(api: BotApi, running: Any, tmp_path: Path) -> None:
+    """While a channel is away a loss stands on the disk; a run that knows only that disk sends it, with its time."""
+    api.leave()
+    first = running(config(api), keep_in=tmp_path)
+    lose(first.alerts, "BTCUSDT")
+    until(lambda: kept_file(tmp_path).exists() and "3 trades lost" in kept_file(tmp_path).read_text("utf-8"))
+    left = kept_file(tmp_path).read_bytes()
+    first.alerts.stop(0.1)
+    after_kill = tmp_path / "next"
+    after_kill.mkdir()
+    kept_file(after_kill).write_bytes(left)
+    api.come_back()
+    running(config(api), keep_in=after_kill)
+    until(lambda: api.messages)
+    (message,) = api.messages
+    assert message.title == "tick1: 3 trades lost, binance/trade/BTCUSDT"
+    assert "it could not be sent before" in message.text
+    until(lambda: not kept_file(after_kill).exists())
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_loss_that_waits_for_company_is_kept_as_well(
+    api: BotApi, running: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss is on the disk though its message is not due yet, so that a kill in these seconds does not forget it."""
+    monkeypatch.setattr("tickcollect.alerts.incidents.COLLECT_S", 3600.0)
+    run = running(config(api), keep_in=tmp_path)
+    run.alerts.note("lost", BTC, LOST)
+    until(lambda: kept_file(tmp_path).exists() and "3 trades lost" in kept_file(tmp_path).read_text("utf-8"))
+    assert api.messages == []
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_stop_while_the_channel_hangs_keeps_what_matters(api: BotApi, running: Any, tmp_path: Path) -> None:
+    """The stop is bounded; what was not sent, the stop among it, is sent by the next run."""
+    api.always = Answer(instead="hang")
+    run = running(config(api), keep_in=tmp_path)
+    lose(run.alerts, "BTCUSDT")
+    until(lambda: api.requests)
+    run.alerts.note("stopped", "tickcollect", STOPPED)
+    run.alerts.stop(0.3)
+    until(lambda: not run.alerts._thread.is_alive())
+    assert "The next start sends 2 of them" in run.reports[-1][2]
+    api.always = None
+    running(config(api), keep_in=tmp_path)
+    until(lambda: api.messages)
+    text = api.messages[0].text
+    assert text.index("3 trades lost, binance/trade/BTCUSDT") < text.index("stopped after 1,000 rows")
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_kept_file_is_private_and_holds_no_secret(api: BotApi, hook: Site, running: Any, tmp_path: Path) -> None:
+    """Neither token nor address stands in it, and nobody else may read it."""
+    api.leave()
+    hook.always = Answer(500)
+    run = running(config(api, hook), keep_in=tmp_path)
+    lose(run.alerts, "BTCUSDT")
+    until(lambda: len(run.reports) == 2)
+    until(lambda: kept_file(tmp_path).exists())
+    content = kept_file(tmp_path).read_text("utf-8")
+    assert TOKEN.partition(":")[2] not in content
+    assert f":{hook.port}" not in content
+    assert kept_file(tmp_path).stat().st_mode & 0o077 == 0
+    api.come_back()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"channels": 7}', b"\xff" * 100], ids=str)
+def test_a_kept_file_that_makes_no_sense_is_put_aside(
+    api: BotApi, running: Any, tmp_path: Path, content: bytes
+) -> None:
+    """It neither ends the alerts nor is it overwritten."""
+    kept_file(tmp_path).write_bytes(content)
+    run = running(config(api), keep_in=tmp_path)
+    lose(run.alerts, "BTCUSDT")
+    until(lambda: api.messages)
+    damaged = kept_file(tmp_path).with_name(f"{kept.OF_THE_COLLECTOR}.damaged")
+    until(damaged.exists)
+    assert damaged.read_bytes() == content
+
+
+HOSTILE_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=10),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["letters", "sums", "kinds", "lost", "gravest", "at_ns", "kind", "level", "title", "lines"]
+            ),
+            inner,
+            max_size=6,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(said=HOSTILE_JSON)
+def test_whatever_stands_in_a_kept_file_is_taken_up_without_harm(said: Any) -> None:
+    """What somebody else wrote there is taken as far as it makes sense, and what waits can be sent."""
+    box = Box()
+    box.box.take_up(said)
+    box.put(notice("next", level="warning"))
+    while box.box.due_s() < math.inf:
+        box.send()
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=()), max_size=30), min_size=1, max_size=5))
+def test_what_is_written_down_reads_back_the_same(texts: list[str]) -> None:
+    """Whatever a message says, its text, time and losses survive the file; what no file can hold is replaced."""
+    box = Box()
+    box.put(notice(texts[0], *texts, level="error", lost=((BTC, 5),)))
+    again = Box()
+    again.box.take_up(orjson.loads(orjson.dumps(box.box.as_json())))
+    (before,), (after,) = box.box.left_over(), again.box.left_over()
+    assert after.at_ns == before.at_ns
+    assert after.notice.lost == before.notice.lost
+    assert [line.encode("utf-8", "replace") for line in before.notice.lines] == [
+        line.encode() for line in after.notice.lines
+    ]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_channel_that_was_corrected_gets_what_its_old_address_did_not(
+    api: BotApi, hook: Site, running: Any, tmp_path: Path
+) -> None:
+    """What waited for a chat that does not exist goes to the chat that took its place, and to no other channel."""
+    first = running(config(api, hook, telegram_chat_id="777"), keep_in=tmp_path)
+    lose(first.alerts, "BTCUSDT")
+    until(lambda: first.reports and hook.requests)
+    first.alerts.stop(0.5)
+    before = len(hook.requests)
+    run = running(config(api, hook), keep_in=tmp_path)
+    until(lambda: any("BTCUSDT" in message.text for message in api.messages))
+    until(lambda: run.alerts.states()[0].waiting == 0)
+    assert not any(b"BTCUSDT" in request.body for request in hook.requests[before:])
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_upload_that_could_not_tell_leaves_it_to_the_collector(
+    api: BotApi, running: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a short program could not send is sent by a collector that runs beside, once the program is surely gone."""
+    api.leave()
+    facts = {"sent": 1, "waiting": 3, "waiting_bytes": 5, "reason": "the key is expired"}
+    (state,) = post.tell_once(config(api, data_dir=str(tmp_path)), [("upload_failed", "s3://bucket", facts)], 0.5)
+    assert "The collector, or the next upload, sends it" in state.error
+    assert (tmp_path / kept.OF_THE_UPLOAD).exists()
+    monkeypatch.setattr(kept, "OTHERS_AFTER_S", 0.0)
+    api.come_back()
+    running(config(api), keep_in=tmp_path)
+    until(lambda: any("the key is expired" in message.text for message in api.messages))
+    until(lambda: not (tmp_path / kept.OF_THE_UPLOAD).exists())
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_next_upload_sends_what_the_last_could_not(api: BotApi, tmp_path: Path) -> None:
+    """Without any collector, too, what mattered is sent when the channel works again."""
+    api.leave()
+    facts = {"sent": 1, "waiting": 3, "waiting_bytes": 5, "reason": "the key is expired"}
+    keys = config(api, data_dir=str(tmp_path))
+    post.tell_once(keys, [("upload_failed", "s3://bucket", facts)], 0.5)
+    api.come_back()
+    done = {"files": 3, "bytes": 5, "already": 0, "seconds": 1.0}
+    (state,) = post.tell_once(keys, [("upload_done", "s3://bucket", done)], 20.0)
+    assert (state.error, state.dropped) == ("", 0)
+    text = "\n".join(message.text for message in api.messages)
+    assert text.index("the key is expired") < text.index("upload done")
+    assert not (tmp_path / kept.OF_THE_UPLOAD).exists()
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_disk_that_takes_nothing_keeps_no_alert_back(api: BotApi, running: Any, tmp_path: Path) -> None:
+    """Where the file cannot be written, messages are sent all the same."""
+    gone = tmp_path / "not" / "there"
+    run = running(config(api), keep_in=gone)
+    lose(run.alerts, "BTCUSDT")
+    until(lambda: api.messages)
+    assert run.reports == []
 
 
 @pytest.mark.usefixtures("quick")
@@ -678,8 +1049,8 @@ def test_what_comes_too_fast_is_counted_and_told(api: BotApi, running: Any, monk
     run.alerts._tell_overflow()
     told = run.alerts._posters[0].outbox
     assert told.waiting == 1
-    (title,) = told.left_over().split("; ")
-    assert title == f"tick1: {counted.total()} happenings came too fast for messages"
+    (letter,) = told.left_over()
+    assert letter.notice.title == f"tick1: {counted.total()} happenings came too fast for messages"
 
 
 @pytest.mark.usefixtures("quick")
@@ -741,7 +1112,7 @@ FATES: list[tuple[Answer, str, int]] = [
     (failure(401, "Unauthorized"), "Telegram does not know this bot (Unauthorized)", 1),
     (too_many(3600), "Telegram wants 3600 s of silence", 1),
     (failure(400, "Bad Request: strange"), "one message was given up. Telegram refuses this message: Strange", 1),
-    (failure(502, "Bad Gateway"), "Bad Gateway", 1),
+    (failure(502, "Bad Gateway"), "Telegram is in trouble: Bad Gateway (502)", 1),
 ]
 
 

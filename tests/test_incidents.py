@@ -111,7 +111,7 @@ FACTS: dict[str, object] = {
     "code": -1, "seconds": 3.5, "exchange_id": 99, "name": "odd", "count": 11, "rows": 11, "source": HISTORY,
     "again_in_s": 5.0, "id": 5, "free_mb": 12, "bytes": 123, "offset_ms": 2500, "now": 7, "was": 6, "store": "s3://b",
     "proof": "sha256", "files": 3, "already": 0, "sent": 1, "waiting": 2, "waiting_bytes": 99, "gaps": 1,
-    "missing": 0, "filled": 11, "refused": 0, "since": "2026-09-21T02:24:28Z",
+    "missing": 0, "filled": 11, "refused": 0, "since": "2026-11-21T02:00:00Z", "newest_row": "2026-11-21 02:00:00 UTC",
     "kept": "quarantine/x.csv",
 }  # fmt: skip
 """Facts of every event, by the names that those who tell it use."""
@@ -146,7 +146,7 @@ def test_gap_found_and_filled_is_one_message() -> None:
             "info | tick1: gap filled, binance/trade/BTCUSDT\n"
             "15 trades missing, IDs 6652113161 to 6652113175, seen 02:24:28 UTC; all 15 fetched from "
             "/api/v3/historicalTrades in 0.1 s.\n"
-            "Nothing is missing. Nothing to do."
+            "Nothing of this is missing any more. Nothing to do."
         )
     ]
 
@@ -160,7 +160,7 @@ def test_hole_filled_before_anybody_knew_is_told_the_same_way() -> None:
         (
             "info | tick1: gap filled, binance/trade/BTCUSDT\n"
             "1 trade missing, ID 7, seen 02:24:28 UTC; 1 fetched from /api/v3/historicalTrades in 0.1 s.\n"
-            "Nothing is missing. Nothing to do."
+            "Nothing of this is missing any more. Nothing to do."
         )
     ]
 
@@ -177,7 +177,7 @@ def test_ids_that_were_never_published_are_no_loss() -> None:
             "info | tick1: 2 gaps filled in 2 feeds\n"
             "11 rows missing, binance/trade/BTCUSDT (10), binance-futures/aggTrade/ETHUSDT (1), seen 02:24:28 UTC; "
             "8 fetched from /api/v3/historicalTrades, 0.1 s in all; 3 never published by the exchange.\n"
-            "Nothing is missing. Nothing to do."
+            "Nothing of this is missing any more. Nothing to do."
         )
     ]
 
@@ -262,7 +262,7 @@ def test_rows_of_a_file_that_is_gone_are_told_at_once_and_when_they_are_back() -
             "The open file is gone: somebody removed it.\n"
             "500 trades missing, IDs 1 to 500, seen 02:24:28 UTC; "
             "all 500 fetched from /api/v3/historicalTrades in 0.1 s.\n"
-            "Nothing is missing. Nothing to do.\n"
+            "Nothing of this is missing any more. Nothing to do.\n"
             "It was open for 5 s."
         ),
     ]
@@ -287,6 +287,7 @@ def test_many_feeds_dropping_together_are_one_message_and_their_return_another()
             "warning, open | tick1: binance not connected, 500 streams\n"
             "No connection since 02:24:28 UTC (1 min 3 s), 5 connections with 500 streams.\n"
             "the network is unreachable.\n"
+            "Until it is connected nobody knows whether rows are missing.\n"
             "It goes on trying, and fetches what is missed. If this lasts, look at this machine's network."
         ),
         (
@@ -295,7 +296,7 @@ def test_many_feeds_dropping_together_are_one_message_and_their_return_another()
             "Missed meanwhile: 500 gaps filled in 500 feeds.\n"
             "7,500 trades missing, binance/trade/S0 (15), binance/trade/S1 (15), binance/trade/S2 (15) and 497 more; "
             "all 7,500 fetched from /api/v3/historicalTrades, 50 s in all.\n"
-            "Nothing is missing. Nothing to do."
+            "Nothing of this is missing any more. Nothing to do."
         ),
     ]
 
@@ -331,7 +332,7 @@ def test_short_breaks_are_counted_and_told_once_when_they_are_many() -> None:
     [often] = night.notices()
     assert often.title == "tick1: binance: the connection breaks often"
     assert often.lines[0] == "6 short breaks within an hour; the last: the network is unreachable."
-    assert "26 shorter" in " ".join(night.incidents.heartbeat(night.now_s, night.now_ns, "").lines)
+    assert "26 shorter" in " ".join(night.incidents.heartbeat(night.now_s, night.now_ns, "1 feed").lines)
 
 
 def test_trouble_that_comes_back_before_its_end_was_told_goes_on() -> None:
@@ -400,12 +401,12 @@ def test_start_after_a_crash_is_one_message() -> None:
         (
             "warning | tick1: started after a crash\n"
             "Collecting 5 feeds into /data.\n"
-            "The run before was not ended in order; files of 5 feeds were put right:\n"
+            "Files of 5 feeds were put right:\n"
             "binance/trade/S0: a torn row of 17 bytes was cut off\n"
             "binance/trade/S1: a torn row of 17 bytes was cut off\n"
             "binance/trade/S2: a torn row of 17 bytes was cut off\n"
             "The other 2 are in the log.\n"
-            "What is missing is fetched now. Nothing to do."
+            "What is missing is asked for now; what history cannot give, you will be told."
         )
     ]
 
@@ -421,7 +422,7 @@ def test_stop_says_what_is_still_open() -> None:
     night.ends()
     assert night.texts() == [
         (
-            "warning | tick1: stopped after 1,234,567 rows\n"
+            "warning | tick1: stopped after 1,234,567 rows, 15 rows missing\n"
             "30 rows fetched from history; 15 rows missing. Ran for 2 h 5 min.\n"
             "Still: gap open, binance/trade/BTCUSDT, for 0 s.\n"
             "The next start fetches what can still be had."
@@ -513,6 +514,222 @@ def test_words(news: tuple[str, str, Mapping[str, object]], text: str) -> None:
     night.note(event, subject, **facts)
     night.passes(10)
     assert night.texts() == [text]
+
+
+# --- What is not known ------------------------------------------------------------------------------------------------
+
+
+def loses_sight(night: Night, *symbols: str, exchange: str = "binance") -> None:
+    """Note that it is not known of feeds whether rows are missing, for two minutes already."""
+    since = datetime.fromtimestamp((night.now_ns - 120 * 10**9) / 1e9, UTC).isoformat()
+    feeds = [f"trade/{symbol}" for symbol in symbols]
+    night.note("unknown", exchange, since=since, reason="its connection ended", feeds=feeds)
+
+
+def test_what_is_unknown_for_long_is_told_with_its_beginning_and_its_end() -> None:
+    """After five minutes people hear of which feeds nobody knows whether rows are missing, and later that they do."""
+    night = Night()
+    loses_sight(night, "BTCUSDT", "ETHUSDT")
+    night.passes(299)
+    assert night.texts() == []
+    night.passes(60)
+    night.note("known", "binance", feeds=["trade/BTCUSDT"])
+    night.passes(60)
+    night.note("known", "binance", feeds=["trade/ETHUSDT"])
+    night.passes(60)
+    assert night.texts() == [
+        (
+            "warning, open | tick1: not known whether rows are missing, binance/trade/BTCUSDT, binance/trade/ETHUSDT\n"
+            "Not known since 02:22:28 UTC, 2 feeds.\n"
+            "its connection ended.\n"
+            "Nothing is counted as missing for that time, and nothing is proved. It goes on finding out."
+        ),
+        (
+            "info | tick1: known again whether rows are missing, binance/trade/BTCUSDT, binance/trade/ETHUSDT\n"
+            "It was not known 02:22:28 to 02:31:27 UTC.\n"
+            "A gap of that time is on record now, and told by itself."
+        ),
+    ]
+
+
+def test_what_is_unknown_for_a_moment_is_no_message() -> None:
+    """A reconnect that leaves nothing unknown for long is not told."""
+    night = Night()
+    for _ in range(50):
+        loses_sight(night, "BTCUSDT")
+        night.passes(200)
+        night.note("known", "binance", feeds=["trade/BTCUSDT"])
+        night.passes(10)
+    assert night.texts() == []
+
+
+def test_while_an_exchange_is_told_as_away_its_feeds_are_not_told_as_unknown_beside() -> None:
+    """One message for the outage, which says so; what is still unknown when it is over is in the message of the end."""
+    night = Night()
+    night.loses(1)
+    loses_sight(night, "BTCUSDT", "ETHUSDT")
+    night.passes(3000)
+    [away] = night.notices()
+    assert "Until it is connected nobody knows whether rows are missing." in away.lines
+    night.regains(1)
+    night.note("known", "binance", feeds=["trade/BTCUSDT"])
+    night.passes(30)
+    back, unknown = night.notices()
+    assert unknown.title == "tick1: not known whether rows are missing, binance/trade/ETHUSDT"
+    assert "Not known yet whether rows are missing: 1 feed." in back.lines
+    assert not any("No gap" in line for line in back.lines)
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["not told yet", "told"])
+def test_the_heartbeat_never_says_that_all_is_well_while_something_is_unknown(told: bool) -> None:  # noqa: FBT001 - a row of the table
+    """Told or not, an unknown feed is in the title of the heartbeat."""
+    night = Night()
+    loses_sight(night, "BTCUSDT")
+    night.passes(400 if told else 1)
+    notice = night.incidents.heartbeat(night.now_s, night.now_ns, "1 feed")
+    assert (notice.level, notice.title) == ("warning", "tick1: heartbeat, 1 trouble open and 1 feed unknown")
+
+
+def test_the_heartbeat_believes_the_collector_that_something_is_wrong() -> None:
+    """Where nothing was told and the collector's own state is not well, the heartbeat does not say that it is."""
+    night = Night()
+    notice = night.incidents.heartbeat(night.now_s, night.now_ns, "1 feed", "the disk is nearly full")
+    assert notice.title == "tick1: heartbeat, not all is well"
+    assert notice.level == "warning"
+
+
+def test_a_stop_says_what_is_unknown_and_missing_in_its_title() -> None:
+    """The title alone tells that the run did not end well."""
+    night = Night()
+    loses_sight(night, "BTCUSDT", "ETHUSDT")
+    night.note("stopped", "tickcollect", rows=402, gaps=1, missing=18, filled=0)
+    night.ends()
+    [notice] = night.notices()
+    assert notice.title == "tick1: stopped after 402 rows, 18 rows missing, 2 feeds unknown"
+    assert notice.level == "warning"
+    assert "Not known whether further rows are missing: 2 feeds." in notice.lines
+
+
+def test_a_start_after_a_kill_says_so_though_no_file_needed_repair() -> None:
+    """Without a stop on record the start is told as one after a crash, with the time since when nothing came."""
+    night = Night()
+    night.note("not_stopped", "tickcollect", newest_row="2026-11-21 01:00:00 UTC")
+    night.note("started", "tickcollect", feeds=5, data_dir="/data")
+    night.passes(10)
+    assert night.texts() == [
+        (
+            "warning | tick1: started after a crash\n"
+            "Collecting 5 feeds into /data.\n"
+            "The run before was not ended in order: it was killed, or the machine lost power.\n"
+            "Its newest row is of 2026-11-21 01:00:00 UTC: what came after that was not collected until now.\n"
+            "What is missing is asked for now; what history cannot give, you will be told."
+        )
+    ]
+
+
+def test_absence_that_was_seen_once_leaves_the_gap_open() -> None:
+    """What history does not have is not called settled before it was asked again."""
+    night = Night()
+    night.misses(BTC, 1, 10)
+    night.note("absence_seen", BTC, first_id=4, last_id=6, count=3)
+    night.passes(100)
+    [opened] = night.notices()
+    assert (opened.kind, opened.ended) == ("gap", False)
+    assert any("asked again before that is believed" in line for line in opened.lines)
+    night.note("absent", BTC, first_id=4, last_id=6, count=3)
+    night.fills(BTC, 1, 3)
+    night.fills(BTC, 7, 10)
+    night.passes(100)
+    [closed] = night.notices()
+    assert (closed.kind, closed.ended, closed.level) == ("gap", True, "info")
+
+
+def test_what_is_open_again_is_told_with_its_reason() -> None:
+    """IDs that were called absent and are contradicted are a gap again."""
+    night = Night()
+    night.fills(BTC, 1, 10, rows=8)
+    night.passes(100)
+    night.notices()
+    night.note("reopened", BTC, first_id=4, last_id=5, count=2, reason="history has them now")
+    night.passes(100)
+    [notice] = night.notices()
+    assert notice.title == "tick1: gap open, binance/trade/BTCUSDT"
+    assert any("history has them now" in line for line in notice.lines)
+
+
+def test_a_damaged_file_is_an_error_at_once() -> None:
+    """Rows that had been proved and are not there any more do not wait to be told."""
+    night = Night()
+    night.note("damaged", BTC, file="x.csv.zip", first_id=1, last_id=500, count=500, detail="x.csv.zip is cut short.")
+    night.passes(5)
+    [notice] = night.notices()
+    assert (notice.level, notice.kind) == ("error", "disk")
+    assert notice.lines[0] == "x.csv.zip is cut short."
+
+
+FETCHING = [
+    ("outage", "disconnected", {"link": "1 of 1", "streams": 1, "reason": "reset", "remedy": ""}),
+    ("silent", "silent", {"seconds": 30, "exchange_id": 7}),
+    ("disk", "disk_trouble", {"detail": "The disk is full."}),
+    ("gap", "gap", {"first_id": 1, "last_id": 5, "count": 5}),
+    ("start", "not_stopped", {"newest_row": "2026-11-21 01:00:00 UTC"}),
+    ("late", "late_rows", {"first_id": 1, "last_id": 5, "count": 5}),
+]
+
+
+@pytest.mark.parametrize(("event", "facts"), [row[1:] for row in FETCHING], ids=[row[0] for row in FETCHING])
+def test_without_backfill_no_text_promises_to_fetch(event: str, facts: dict[str, Any]) -> None:
+    """Where nothing is fetched from history each text says so, in place of a promise."""
+    night = Night()
+    night.incidents = Incidents("tick1", 60.0, None, frozenset(), fetches=False)
+    night.note(event, "binance" if event == "disconnected" else BTC, **facts)
+    night.note("started", "tickcollect", feeds=1, data_dir="/data")
+    night.passes(200)
+    text = " ".join(night.texts())
+    assert "BACKFILL is false" in text
+    assert not any(promise in text for promise in ("and fetches", "to fetch them", "is asked for now", "fetched later"))
+
+
+def test_a_notice_of_a_loss_names_each_feeds_lost_ids_once() -> None:
+    """What is lost is in the sums of the first message that tells it, and in no later one."""
+    night = Night()
+    eth = "binance/trade/ETHUSDT"
+    night.misses(BTC, 1, 10)
+    night.misses(eth, 1, 10)
+    night.passes(120)
+    night.notices()
+    night.gives_up(BTC, 1, 10)
+    night.passes(30)
+    assert [notice.lost for notice in night.notices()] == [((BTC, 10),)]
+    night.gives_up(eth, 1, 4)
+    night.fills(eth, 5, 10)
+    night.passes(30)
+    lost = Counter(dict(pair for notice in night.notices() for pair in notice.lost))
+    assert lost == {eth: 4}
+
+
+def test_a_loss_that_is_not_told_yet_can_be_asked_for_and_stays_to_be_told() -> None:
+    """What would be grave to forget is in words before its time, and is told all the same."""
+    night = Night()
+    night.gives_up(BTC, 1, 10)
+    night.fills("binance/trade/ETHUSDT", 1, 2)
+    [untold] = night.incidents.untold(night.now_s, night.now_ns)
+    assert (untold.level, untold.kind, untold.lost) == ("error", "lost", ((BTC, 10),))
+    night.passes(30)
+    assert [notice.lost for notice in night.notices()] == [((BTC, 10),)]
+    assert night.incidents.untold(night.now_s, night.now_ns) == []
+
+
+def test_losses_wait_minutes_and_not_an_hour_however_often_they_come() -> None:
+    """The pace of gaps grows with their number; a loss among them is told within five minutes."""
+    night = Night()
+    for place in range(200):
+        night.fills(BTC, place * 10, place * 10 + 2)
+        night.passes(60)
+    night.notices()
+    night.gives_up(BTC, 5000, 5009)
+    night.passes(310)
+    assert any(notice.kind == "lost" for notice in night.notices())
 
 
 # --- Once a day ------------------------------------------------------------------------------------------------------
@@ -877,7 +1094,7 @@ class Storms(RuleBasedStateMachine):
         try:
             for symbol in range(10):
                 feed = f"binance/trade/S{symbol}"
-                for event in ("data_again", "disk_again", "files_again", "disk_enough", "clock_offset"):
+                for event in ("data_again", "disk_again", "files_again", "disk_enough", "clock_offset", "known"):
                     self.night.note(event, feed, **{**FACTS, "link": "1 of 3"})
                     self.night.note(event, feed, **{**FACTS, "link": "2 of 3"})
                     self.night.note(event, feed, **{**FACTS, "link": "3 of 3"})

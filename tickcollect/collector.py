@@ -827,6 +827,8 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
             collector.channels = alerts.states
             stack.push_async_callback(asyncio.to_thread, alerts.stop)  # before the journal is closed
         await collector.open()
+        if alerts is not None:
+            alerts.keep_in(config.data_dir)  # from here on nobody else collects into it
         async with _status_kept(collector, newest), _supervised(collector, stop):
             try:
                 async with (show or _unseen)(collector.snapshot):

@@ -49,10 +49,10 @@ PREFIX = "TICKCOLLECT_"
 """What the name of an environment variable adds to the key."""
 
 NOTICE_KINDS = (
-    "started", "stopped", "disconnected", "gap", "lost", "silent", "disk", "quarantine", "upload", "limits",
+    "started", "stopped", "disconnected", "gap", "lost", "unknown", "silent", "disk", "quarantine", "upload", "limits",
     "delisted", "clock", "heartbeat", "trouble",
 )  # fmt: skip
-"""Kinds of messages that can be muted; `alerts.incidents` tells what each is about."""
+"""Kinds of messages that can be muted; `alerts.sorts` tells what each is about."""
 
 _FILE_BYTES_MAX = 1_000_000
 _QUOTED_CHARACTERS_MAX = 40
@@ -97,7 +97,8 @@ _UNIT_BYTES = {"B": 1} | {
     for unit, base in (("B", 1000), ("IB", 1024))
     for power, prefix in enumerate("KMGT", start=1)
 }
-_ALERT_NAME = re.compile(r"(?:\w[\w .:@-]{0,59})?")
+_NOT_IN_NAMES = re.compile(r"[^\w .:@-]")
+_ALERT_NAME_LONGEST = 60
 _STORE_REGION = re.compile(r"[a-z0-9-]{0,40}")
 _TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 _SYMBOL = re.compile(r"[^\W_][\w-]{0,39}")
@@ -143,6 +144,18 @@ def _matches(pattern: re.Pattern[str], wrong: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _alert_name(value: str) -> str:
+    """Check a collector's name, and say which of its characters are wrong: it stands before every message."""
+    wrong = "".join(dict.fromkeys(_NOT_IN_NAMES.findall(value)))
+    if wrong:
+        raise ValueError(f"has {wrong!r} in it; only letters, digits, spaces and . : @ - _ may be in a name")
+    if value and not re.match(r"\w", value):
+        raise ValueError(f"begins with {value[0]!r}; only a letter, a digit or _ may begin a name")
+    if len(value) > _ALERT_NAME_LONGEST:
+        raise ValueError(f"is {len(value)} characters long")
+    return value
 
 
 def _address(*schemes: str) -> AfterValidator:
@@ -351,7 +364,7 @@ class Config(BaseModel):
     alert_heartbeat_at: Annotated[str, _matches(_TIME_OF_DAY, "is not a time of day")] | None = Field(
         default="08:00", description='a UTC time such as "08:00", or null'
     )
-    alert_name: Annotated[str, _matches(_ALERT_NAME, "is not a name")] = Field(
+    alert_name: Annotated[str, AfterValidator(_alert_name)] = Field(
         default="", description='a name of up to 60 characters for this collector, or "" for the machine\'s'
     )
     metrics_port: int | None = Field(default=None, ge=1, le=65_535, description="a port, 1 to 65535, or null")

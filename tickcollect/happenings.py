@@ -32,6 +32,10 @@ _NUMBERS = re.compile(r"[0-9]+")
 
 HAPPENINGS: dict[str, tuple[str, str]] = {
     "started": ("INFO", "{subject}: collecting {feeds} feeds into {data_dir}"),
+    "not_stopped": (
+        "WARNING",
+        "{subject}: the run before was not stopped in order; nothing was collected since its newest row, {newest_row}",
+    ),
     "recovered": ("WARNING", "{subject}: {detail}"),
     "foreign_file": ("WARNING", "{subject}: {file} is not one of its files and was left alone"),
     "continued": ("INFO", "{subject}: goes on after ID {last_id}"),
@@ -78,6 +82,13 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     ),
     "absent": ("INFO", "{subject}: {count} IDs were never published by the exchange, {first_id} to {last_id}"),
     "lost": ("ERROR", "{subject}: {count} IDs are lost, {first_id} to {last_id}: {reason}"),
+    "absence_seen": (
+        "INFO",
+        "{subject}: history does not have {count} IDs, {first_id} to {last_id}; it is asked again to be sure",
+    ),
+    "absence_confirmed": ("DEBUG", "{subject}: history still does not have {count} IDs, {first_id} to {last_id}"),
+    "reopened": ("WARNING", "{subject}: {count} IDs are missing again, {first_id} to {last_id}: {reason}"),
+    "damaged": ("ERROR", "{subject}: {file} is not what was sealed: {detail}"),
     "contradicted": ("ERROR", "{subject}: ID {id} came again with other content, which is in quarantine"),
     "numbering_restarted": ("WARNING", "{subject}: numbering began anew at {first_id} after {last_id}"),
     "late_rows": ("WARNING", "{subject}: {count} rows came after their gap was declared, {first_id} to {last_id}"),

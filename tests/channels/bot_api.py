@@ -1,4 +1,4 @@
-"""Telegram's Bot API on loopback: getMe, sendMessage and sendDocument, refused for the reasons Telegram has.
+"""Telegram's Bot API on loopback: getMe, sendMessage, sendDocument and sendPhoto, refused for the reasons Telegram has.
 
 Written from core.telegram.org/bots/api: form or multipart bodies, UTF-8, chats that exist, HTML of the listed tags and
 entities, 4096 and 1024 UTF-16 units after parsing. Answers and error texts have Telegram's shapes.
@@ -98,6 +98,8 @@ class BotApi(Site):
             raise RefusedError("message is too long" if is_text else "message caption is too long")
         if not is_text and not files:
             raise RefusedError("there is no document in the request")
+        if method == "sendPhoto" and not files[0][1].startswith(b"\x89PNG"):
+            raise RefusedError("IMAGE_PROCESS_FAILED")
         name, content = files[0] if files else ("", b"")
         quiet = fields.get("disable_notification") in ("true", "True")
         with self._lock:

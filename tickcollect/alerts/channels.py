@@ -12,7 +12,11 @@ Rules:
 4. Telegram (core.telegram.org/bots/api, /bots/faq): texts of 4096 UTF-16 units and captions of 1024, counted after the
    markup is parsed; one message a second to a chat, 20 a minute to a group; `retry_after` obeyed; a group that became
    a supergroup has a new number. An answer that does not come proves nothing: the message may have arrived (`unsure`).
-5. apprise sends in a thread that dies with the process, because a dead mail server may hold it for long. Its services
+5. A chat or a token is wrong only by the Bot API's own word: JSON with `ok` false, an `error_code` and a `description`
+   (core.telegram.org/bots/api, "Making requests"). Whatever else is answered, such as a proxy's page with 404, comes
+   from somebody else on the way and is an outage. What apprise hands on of an answer says less still, so none of its
+   services is given up.
+6. apprise sends in a thread that dies with the process, because a dead mail server may hold it for long. Its services
    use the proxy of the environment, as the library does; `PROXY` is for Telegram.
 
 telegram and apprise are imported when channels are opened: commands that send nothing do without them.
@@ -22,16 +26,17 @@ import asyncio
 import html
 import inspect
 import logging
-import os
 import re
 import threading
 from collections.abc import Coroutine, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import timedelta
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from urllib.parse import quote, unquote, urlsplit
+
+import orjson
 
 from tickcollect.alerts.incidents import Notice
 from tickcollect.alerts.words import clean
@@ -45,6 +50,8 @@ if TYPE_CHECKING:
 TELEGRAM_TEXT_UNITS = 4096
 TELEGRAM_CAPTION_UNITS = 1024
 TELEGRAM_FILE_BYTES = 50_000_000
+TELEGRAM_PHOTO_BYTES = 10_000_000
+_PICTURES = (".png", ".jpg", ".jpeg")
 CHAT_PAUSE_S = 1.05
 GROUP_PAUSE_S = 3.2
 """Leaves 19 messages in any 60 s."""
@@ -63,15 +70,16 @@ DETAIL_CHARACTERS = 200
 SECRET_CHARACTERS = 3
 """Parts of an address shorter than this are no secret, and blotting them out would blot out every text."""
 
-Failure = Literal["again", "refused", "dead", "moved"]
+Failure = Literal["again", "doubtful", "refused", "dead", "moved"]
 
 
 class ChannelError(Exception):
     """A message was not sent, or not surely. The text says what happened, without secrets; `remedy` what to do.
 
-    `kind` is `again` (network, limits, trouble of the service: try later, not before `after_s` seconds), `refused`
-    (this message, for ever), `dead` (every message, until somebody changes something) or `moved` (the channel knows its
-    new place now: send again). `unsure`: the message may have arrived all the same.
+    `kind` is `again` (network, limits, trouble of the service: try later, not before `after_s` seconds), `doubtful`
+    (it looks as if nothing would be taken, and it is not sure who says so: try later, less often), `refused` (this
+    message), `dead` (every message, by the service's own word, until somebody changes something) or `moved` (the
+    channel knows its new place now: send again). `unsure`: the message may have arrived all the same.
     """
 
     def __init__(
@@ -104,6 +112,10 @@ class Channel(Protocol):
     @property
     def pause_s(self) -> float:
         """Shortest time between two messages."""
+
+    @property
+    def units(self) -> int:
+        """Longest text of one message, in UTF-16 units."""
 
     def parts(self, notice: Notice) -> list[Part]:
         """Return the requests that a notice takes, in order."""
@@ -280,7 +292,9 @@ _MAY_HAVE_ARRIVED = {"ReadTimeout", "WriteTimeout", "ReadError", "WriteError", "
 
 _BOT = "Put the token that @BotFather gave into TELEGRAM_TOKEN; check TELEGRAM_API_URL if it is set"
 _LIMIT = "Too much was sent with this bot; wait that long, or give the collector a bot of its own"
-_NETWORK = "Check the machine's network and name server, and PROXY if one is set; it is tried again"
+_NETWORK = "Check the machine's network and name server, and PROXY if one is set"
+_STRANGER = "not an answer of the Bot API"
+_BETWEEN = "A proxy or a login page may answer in Telegram's place: check the network, PROXY and TELEGRAM_API_URL"
 
 
 @dataclass
@@ -298,6 +312,11 @@ class Telegram:
         return f"telegram {self.chat}"
 
     @property
+    def units(self) -> int:
+        """Telegram's longest text."""
+        return TELEGRAM_TEXT_UNITS
+
+    @property
     def pause_s(self) -> float:
         """Groups and channels, which have negative numbers or names, take fewer messages than a person."""
         return GROUP_PAUSE_S if self.chat.startswith(("-", "@")) else CHAT_PAUSE_S
@@ -312,7 +331,7 @@ class Telegram:
         return [first, *(Part(notice, has_text=False, files=(file,)) for file in files)]
 
     async def send(self, part: Part) -> None:
-        """Send a text or a file by the Bot API's sendMessage or sendDocument."""
+        """Send a text, a file or a picture by the Bot API's sendMessage, sendDocument or sendPhoto."""
         quiet = part.notice.level == "info"
         if not part.files:
             text = _as_html(part.notice, TELEGRAM_TEXT_UNITS)
@@ -320,7 +339,19 @@ class Telegram:
             return
         caption = _as_html(part.notice, TELEGRAM_CAPTION_UNITS) if part.has_text else None
         for file in part.files:
-            await self._asked(self._send_file(file, caption, quiet=quiet), TELEGRAM_FILE_WITHIN_S)
+            await self._send_either(file, caption, quiet=quiet)
+
+    async def _send_either(self, file: Path, caption: str | None, *, quiet: bool) -> None:
+        """Send a picture as a photo, which is seen at once; as a file where Telegram does not take it so."""
+        if file.suffix.lower() in _PICTURES and len(_content(file)) <= TELEGRAM_PHOTO_BYTES:
+            try:
+                await self._asked(self._send_photo(file, caption, quiet=quiet), TELEGRAM_FILE_WITHIN_S)
+            except ChannelError as error:
+                if error.kind != "refused":
+                    raise
+            else:
+                return
+        await self._asked(self._send_file(file, caption, quiet=quiet), TELEGRAM_FILE_WITHIN_S)
 
     async def _send_text(self, text: str, *, quiet: bool) -> None:
         from telegram import LinkPreviewOptions
@@ -346,6 +377,18 @@ class Telegram:
             write_timeout=TELEGRAM_FILE_TIMEOUT_S,
         )
 
+    async def _send_photo(self, file: Path, caption: str | None, *, quiet: bool) -> None:
+        await self.bot.send_photo(
+            self.chat,
+            _content(file),
+            filename=clean(file.name),
+            caption=caption,
+            parse_mode="HTML",
+            disable_notification=quiet,
+            read_timeout=TELEGRAM_FILE_TIMEOUT_S,
+            write_timeout=TELEGRAM_FILE_TIMEOUT_S,
+        )
+
     async def reach(self) -> None:
         """Ask who the bot is, which proves network, address and token."""
         try:
@@ -360,57 +403,114 @@ class Telegram:
 
     async def _asked(self, request: Coroutine[Any, Any, object], within_s: float) -> None:
         """Await a request and turn its failure into a `ChannelError`."""
-        from telegram.error import ChatMigrated, TelegramError
+        from telegram.error import TelegramError
 
         try:
             async with asyncio.timeout(within_s):  # the library's own limits let an answer trickle for ever
                 await request
-        except ChatMigrated as error:
-            self.chat = str(error.new_chat_id)
-            detail = f"the group became a supergroup with the number {self.chat}"
-            raise ChannelError("moved", detail, f"Put {self.chat} into TELEGRAM_CHAT_ID") from None
         except TelegramError as error:
-            raise self._explained(error) from None
+            raise self._failure(error) from None
         except TimeoutError:
             raise ChannelError("again", f"no whole answer within {within_s:.0f} s", _NETWORK, unsure=True) from None
         except ChannelError:
             raise
         except Exception as error:  # noqa: BLE001 - the library trips over an answer that is none of the Bot API
-            detail = f"not an answer of the Bot API ({type(error).__name__})"
-            raise ChannelError("again", detail, _NETWORK, unsure=True) from None
+            raise ChannelError("again", f"{_STRANGER} ({type(error).__name__})", _BETWEEN, unsure=True) from None
 
-    def _explained(self, error: Exception) -> ChannelError:
-        """Return what an error of the library means for this chat."""
-        from telegram.error import BadRequest, Forbidden, InvalidToken, RetryAfter
+    def _failure(self, error: Exception) -> ChannelError:
+        """Return what an error of the library means: who answered decides, then what it said."""
+        match error.__cause__:
+            case _RefusalError() as refusal:
+                return self._explained(refusal)
+            case ChannelError() as stranger:
+                return stranger
+        unsure = type(error.__cause__).__name__ in _MAY_HAVE_ARRIVED
+        detail = self.blot(str(error)).rstrip(" .:")
+        if detail == "Timed out":
+            detail = f"no answer within {TELEGRAM_TIMEOUT_S:.0f} s"
+        elif unsure:
+            detail = f"the connection broke without an answer ({detail})"
+        return ChannelError("again", detail, _NETWORK, unsure=unsure)
 
-        said = self.blot(str(error).partition(". Parsing the server response")[0])
+    def _explained(self, refusal: "_RefusalError") -> ChannelError:
+        """Return what the Bot API's own refusal means for this chat."""
+        said = self.blot(_PREFIX.sub("", refusal.description))
+        said = said[:1].upper() + said[1:]
         remedy = next((remedy for words, remedy in _CHAT_REMEDIES if words in said.lower()), "")
-        match error:
-            case RetryAfter():
-                wait = error.retry_after
-                wait_s = wait.total_seconds() if isinstance(wait, timedelta) else float(wait)
-                failure = ChannelError("again", f"Telegram wants {wait_s:.0f} s of silence", _LIMIT, after_s=wait_s)
-            case InvalidToken():
+        match refusal.code:
+            case HTTPStatus.UNAUTHORIZED | HTTPStatus.NOT_FOUND:
                 failure = ChannelError("dead", f"Telegram does not know this bot ({said})", _BOT)
-            case Forbidden() | BadRequest() if remedy or isinstance(error, Forbidden):
+            case HTTPStatus.FORBIDDEN:
                 failure = ChannelError("dead", said, remedy or "Let the bot write to this chat")
-            case BadRequest():
+            case HTTPStatus.BAD_REQUEST if remedy:
+                failure = ChannelError("dead", said, remedy)
+            case HTTPStatus.BAD_REQUEST | HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
                 failure = ChannelError("refused", f"Telegram refuses this message: {said}")
             case _:
-                detail = said if said != "Timed out" else f"no answer within {TELEGRAM_TIMEOUT_S:.0f} s"
-                unsure = type(error.__cause__).__name__ in _MAY_HAVE_ARRIVED
-                failure = ChannelError("again", detail, _NETWORK, unsure=unsure)
-        return failure
+                failure = ChannelError("again", f"Telegram is in trouble: {said} ({refusal.code})", _NETWORK)
+        return self._redirected(refusal) or failure
+
+    def _redirected(self, refusal: "_RefusalError") -> ChannelError | None:
+        """Return what the parameters of a refusal ask for: another chat, or silence for a time."""
+        match refusal.parameters:
+            case {"migrate_to_chat_id": int(new_chat)}:
+                self.chat = str(new_chat)
+                detail = f"the group became a supergroup with the number {self.chat}"
+                return ChannelError("moved", detail, f"Put {self.chat} into TELEGRAM_CHAT_ID")
+            case {"retry_after": int(wait_s)} if wait_s > 0:
+                return ChannelError("again", f"Telegram wants {wait_s} s of silence", _LIMIT, after_s=float(wait_s))
+        return None
+
+
+_PREFIX = re.compile(r"^(Bad Request|Forbidden): ")
+
+
+class _RefusalError(Exception):
+    """The Bot API's own refusal: JSON with `ok` false, as core.telegram.org/bots/api says under "Making requests"."""
+
+    def __init__(self, code: int, description: str, parameters: dict[str, object]) -> None:
+        super().__init__(code)
+        self.code = code
+        self.description = description
+        self.parameters = parameters
+
+
+def _refusal_of(status: int, payload: bytes) -> _RefusalError | None:
+    """Return the refusal that an answer is; None for one that agrees. Raises `ChannelError` for what is neither."""
+    try:
+        said = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        said = None
+    match said:
+        case {"ok": True}:
+            return None
+        case {"ok": False, "error_code": int(code), "description": str(description)}:
+            parameters = said.get("parameters")
+            return _RefusalError(code, description, parameters if isinstance(parameters, dict) else {})
+    raise ChannelError("again", f"{_STRANGER} (HTTP {status})", _BETWEEN)
 
 
 def _open_telegram(config: Config) -> Telegram:
-    os.environ.setdefault("PTB_TIMEDELTA", "1")  # the library's switch to its coming form of retry_after
     from telegram import Bot
+    from telegram.error import TelegramError
     from telegram.request import HTTPXRequest
+
+    class ToldApart(HTTPXRequest):
+        """Tells the Bot API's own answers from everybody else's, which the library takes for the same."""
+
+        async def do_request(self, *values: Any, **named: Any) -> tuple[int, bytes]:
+            status, payload = await super().do_request(*values, **named)
+            try:
+                refusal = _refusal_of(status, payload)
+            except ChannelError as error:
+                raise TelegramError(error.detail) from error
+            if refusal is not None:
+                raise TelegramError(str(refusal.code)) from refusal
+            return status, payload
 
     token = config.telegram_token.get_secret_value()
     proxy = config.proxy.get_secret_value() if config.proxy else None
-    request = HTTPXRequest(
+    request = ToldApart(
         connection_pool_size=4,
         read_timeout=TELEGRAM_TIMEOUT_S,
         write_timeout=TELEGRAM_TIMEOUT_S,
@@ -453,15 +553,19 @@ def _content(file: Path) -> bytes:
 _STATUS = re.compile(r"(?:error[= :]*|HTTP[ /.0-9]*|^)([2-5]\d\d)\b")
 _STATUS_KINDS: dict[int, Failure] = {
     400: "refused", 413: "refused", 422: "refused",
-    401: "dead", 403: "dead", 404: "dead", 410: "dead",
-    530: "dead", 534: "dead", 535: "dead",
-    550: "dead", 551: "dead", 553: "dead",
+    401: "doubtful", 403: "doubtful", 404: "doubtful", 410: "doubtful",
+    530: "doubtful", 534: "doubtful", 535: "doubtful",
+    550: "doubtful", 551: "doubtful", 553: "doubtful",
     552: "refused", 554: "refused",
 }  # fmt: skip
-"""What an answer means for a service: HTTP's (RFC 9110), and SMTP's refusals (RFC 5321, RFC 4954). Others: again."""
+"""What an answer means for a service: HTTP's (RFC 9110), and SMTP's refusals (RFC 5321, RFC 4954). Others: again.
+
+None is the end of a channel (rule 5): a number in the library's log does not say whether service or proxy gave it.
+"""
 _KIND_REMEDIES: dict[Failure, str] = {
-    "again": "Check that the service runs and can be reached from here; it is tried again",
-    "dead": "Correct the address, user and password in {key}",
+    "again": "Check that the service runs and can be reached from here",
+    "doubtful": "Check the address, user and password in {key}",
+    "dead": "",
     "refused": "",
     "moved": "",
 }
@@ -483,15 +587,20 @@ class AppriseService:
     sender: "Apprise" = field(repr=False)
     blot: Blotter = field(repr=False)
     _sending: threading.Thread | None = None
+    _late: tuple[Part, bool] | None = None
+    """What a thread did that was not waited for any more."""
 
     def parts(self, notice: Notice) -> list[Part]:
         """All of a notice goes in one request; files where the service takes them."""
         return [Part(notice, has_text=True, files=notice.attachments if self.takes_files else ())]
 
     async def send(self, part: Part) -> None:
-        """Send title, text and files in a thread of its own."""
+        """Send title, text and files in a thread of its own; what a late answer has confirmed is not sent again."""
         if self._sending is not None and self._sending.is_alive():
             raise ChannelError("again", "the message before is still on its way", _KIND_REMEDIES["again"])
+        late, self._late = self._late, None
+        if late == (part, True):
+            return
         said: list[str] = []
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -502,6 +611,7 @@ class AppriseService:
             except Exception as error:  # noqa: BLE001 - a service's own mistake; it is told like any failure
                 said.append(f"{type(error).__name__}: {error}")
                 sent = False
+            self._late = (part, sent)
             _hand_over(done, sent)
 
         self._sending = threading.Thread(target=work, name=self.name, daemon=True)
@@ -512,6 +622,7 @@ class AppriseService:
         except TimeoutError:
             detail = f"no answer within {within_s:.0f} s"
             raise ChannelError("again", detail, _KIND_REMEDIES["again"], unsure=True) from None
+        self._late = None
         if not sent:
             raise self._explained(said)
 
@@ -563,6 +674,15 @@ def _hand_over(done: "asyncio.Future[bool]", sent: bool) -> None:  # noqa: FBT00
         loop.call_soon_threadsafe(settle)
 
 
+_FILES_IN_MODE = {"NotifySlack": "bot", "NotifyWebexTeams": "bot", "NotifyNotifyre": "fax"}
+"""Services of apprise that take files in one of their modes only, and drop them elsewhere while they report success."""
+
+
+def _takes_files(service: "NotifyBase") -> bool:
+    mode = _FILES_IN_MODE.get(type(service).__name__)
+    return bool(service.attachment_support) and (mode is None or getattr(service, "mode", "") == mode)
+
+
 def _open_apprise(url: str, key: str) -> AppriseService:
     """Return the channel of one URL. Raises `ConfigError`; the URL itself is never shown."""
     from apprise import Apprise, AppriseAsset
@@ -592,7 +712,7 @@ def _open_apprise(url: str, key: str) -> AppriseService:
         name=" ".join(part for part in (scheme, _host(url), f"({key})") if part),
         pause_s=max(SERVICE_PAUSE_S, float(service.request_rate_per_sec)),
         units=int(service.body_maxlen),
-        takes_files=bool(service.attachment_support),
+        takes_files=_takes_files(service),
         key=key,
         sender=sender,
         blot=Blotter(secret_parts(url)),

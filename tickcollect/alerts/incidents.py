@@ -14,9 +14,11 @@ Rules:
 5. There are never more than `NOTICES` messages within `NOTICES_WITHIN_S`. Where more is due than there is room for, the
    most urgent half of the room is used singly, and the rest is told in one digest. Nothing is dropped without being
    counted.
-6. Once a day a heartbeat tells how it goes, what was counted and what is open, so that silence is an alarm. It and the
-   messages at the end stand beside rule 5.
-7. Memory is bounded, whatever comes: `TROUBLES_KEPT` of a sort are known each, further ones are counted.
+6. Once a day a heartbeat tells how it goes, what was counted and what is open, so that silence is an alarm. It says
+   "all is well" only where nothing is open or unknown, told or not. It and the messages at the end stand beside rule 5.
+7. That it is not known whether rows are missing is told after `UNKNOWN_S`, and its end. While the exchange is told as
+   not connected that message says so, and this one waits.
+8. Memory is bounded, whatever comes: `TROUBLES_KEPT` of a sort are known each, further ones are counted.
 
 All calls come from one thread. `now_s` is a clock that never steps, `now_ns` the time of day.
 """
@@ -27,6 +29,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tickcollect.alerts.missing import Missing
@@ -43,6 +46,11 @@ QUIET_PACES = 4
 GAP_OPEN_S = 60.0
 BACK_S = 10.0
 """So long a restored connection waits for its gaps to show, and up to `GAP_OPEN_S` for them to be filled."""
+UNKNOWN_S = 300.0
+"""So long nobody is told that something is unknown: a reconnect and asking the exchange take seconds, with backoff and
+a used-up request limit a few minutes, and are no incident."""
+BAD_PACE_LONGEST_S = 300.0
+"""The longest pause before a loss is told, however often losses come."""
 START_WITHIN_S = 600.0
 """What was found at the start waits at most this long to be told together with the start."""
 REMINDERS_S = (3600.0, 6 * 3600.0, 24 * 3600.0)
@@ -76,6 +84,13 @@ class Notice:
     """This notice ends its incident, or there is nothing in it that could end."""
     attachments: tuple[Path, ...] = ()
     """Files to send along."""
+    lost: tuple[tuple[str, int], ...] = ()
+    """Feeds of which IDs are lost, with how many."""
+
+    @property
+    def matters(self) -> bool:
+        """Whether people need to hear of it, however late: all but plain news."""
+        return self.level != "info" or self.kind == "stopped"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +142,10 @@ class _Topic:
     def standing(self) -> list[Trouble]:
         """Return what was told and is not over."""
         return [one for group in self.groups for one in group.troubles.values() if one.ended_s is None]
+
+    def untold(self) -> list[Trouble]:
+        """Return what is not over and was not told yet."""
+        return [one for one in self.waiting.values() if one.ended_s is None]
 
     def accounts(self, feed: str) -> list[Missing]:
         """Return what is known to be missing of a feed: what was told, and what waits to be."""
@@ -200,11 +219,23 @@ class Incidents:
     """Knows what is going on, and what people have been told of it.
 
     `name` is this collector's, `disconnected_s` how long a connection may be lost before it is told, `heartbeat_at` a
-    UTC time such as "08:00" or None, `mute` the kinds of notices that nobody wants.
+    UTC time such as "08:00" or None, `mute` the kinds of notices that nobody wants. `fetches` is false where nothing
+    is fetched from history.
     """
 
-    def __init__(self, name: str, disconnected_s: float, heartbeat_at: str | None, mute: frozenset[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        disconnected_s: float,
+        heartbeat_at: str | None,
+        mute: frozenset[str],
+        *,
+        fetches: bool = True,
+    ) -> None:
         self.name = clean(name, NAME_LONGEST)
+        self.changes = 0
+        """Counts whatever changes what is not told yet."""
+        self._fetches = fetches
         self._disconnected_s = disconnected_s
         self._heartbeat_at = heartbeat_at
         self._mute = mute
@@ -225,6 +256,9 @@ class Incidents:
         }
         self._holes: dict[str, Callable[[_Topic, _News, tuple[int, int]], None]] = {
             "gap": self._hole_opened,
+            "reopened": self._hole_opened,
+            "absence_seen": self._hole_opened,
+            "damaged": self._hole_opened,
             "file_lost": self._hole_opened,
             "sync_failed": self._hole_opened,
             "fill_waits": self._hole_opened,
@@ -238,6 +272,7 @@ class Incidents:
     def note(self, event: str, subject: str, facts: Mapping[str, object], now_s: float, now_ns: int) -> None:
         """Take note of a happening. Cheap; what is due is asked for by `due`."""
         self._today(now_ns).events[event if event in EVENTS else "of an unknown kind"] += 1
+        self.changes += 1
         if event != "stopped" and not EVENTS.get(event):
             return
         news = _News(event, clean(subject, NAME_LONGEST) or "?", facts, now_s, now_ns)
@@ -246,11 +281,12 @@ class Incidents:
         elif event == "stopped":
             self._stopped = news
         for action, sort in EVENTS.get(event, ()):
-            self._actions[action](self._topic(sort), news)
+            for one in _each(news):
+                self._actions[action](self._topic(sort), one)
 
     def _topic(self, name: str) -> _Topic:
         if name not in self._topics:
-            patience = {"gap": GAP_OPEN_S, "outage": self._disconnected_s}
+            patience = {"gap": GAP_OPEN_S, "outage": self._disconnected_s, "unknown": UNKNOWN_S}
             self._topics[name] = _Topic(name, SORTS[name], patience.get(name, 0.0))
         return self._topics[name]
 
@@ -274,10 +310,11 @@ class Incidents:
             if trouble is None:
                 return
             trouble.ended_s = None
+            trouble.since_ns = min(trouble.since_ns, _since_ns(news))
         trouble.streams = _whole(news.facts, "streams") or 0
 
     def _trouble(self, topic: _Topic, key: str, news: _News) -> Trouble | None:
-        """Return what waits to be told under `key`, begun now if nothing does; None where there is no room (rule 7)."""
+        """Return what waits to be told under `key`, begun now if nothing does; None where there is no room (rule 8)."""
         line = LINES.get(news.event, topic.sort.line)
         trouble = topic.waiting.get(key)
         if trouble is not None:
@@ -306,6 +343,9 @@ class Incidents:
                 self._note_break(key, trouble, news)
                 return
             self._today(news.now_ns).outages += 1
+        if topic.name == "unknown" and key in topic.waiting and news.now_s - trouble.since_s < topic.tell_after_s:
+            del topic.waiting[key]
+            return
         topic.close(key, news)
 
     def _note_break(self, key: str, trouble: Trouble, news: _News) -> None:
@@ -353,10 +393,10 @@ class Incidents:
                 trouble.ended_s, trouble.since_s = None, news.now_s
             known = [account]
         for account in known:
-            if news.event == "fill_waits":
-                account.waits = _fact(news.facts, "detail")
-            elif news.event != "gap":
+            if news.event in _CAUSES:
                 account.cause = _fact(news.facts, "detail")
+            elif news.event != "gap":
+                account.waits = _WAITS.get(news.event, "") or _fact(news.facts, "detail") or _fact(news.facts, "reason")
 
     def _hole_filled(self, topic: _Topic, news: _News, hole: tuple[int, int]) -> None:
         rows = left = min(_whole(news.facts, "rows") or 0, hole[1] - hole[0] + 1)
@@ -389,6 +429,8 @@ class Incidents:
         in_told = told is not None and account_of(told).gone(*hole, reason)
         in_waiting = waits is not None and account_of(waits).gone(*hole, reason)
         goes_on = told is not None and (account_of(told).open or topic.told[news.subject].open > 1)
+        if told is not None and in_told and goes_on:
+            account_of(told).lost_told += in_told
         settled = in_told or in_waiting
         if settled and not (in_told and goes_on):
             return
@@ -433,12 +475,16 @@ class Incidents:
         any_open = any(one.ended_s is None and not _is_urgent(one) for one in topic.waiting.values())
         away = self._away()
         ready_s = min(self._ripe_s(topic, one, away, any_open=any_open) for one in topic.waiting.values())
-        return max(ready_s + COLLECT_S, topic.told_s + topic.pace_s)
+        is_bad = any(one.account is not None and one.account.is_bad for one in topic.waiting.values())
+        pace_s = min(topic.pace_s, BAD_PACE_LONGEST_S) if is_bad else topic.pace_s
+        return max(ready_s + COLLECT_S, topic.told_s + pace_s)
 
     def _ripe_s(self, topic: _Topic, trouble: Trouble, away: AbstractSet[str], *, any_open: bool) -> float:
         """Return from when a trouble can be told, while exchanges are `away` and `any_open` of its sort are open."""
         if topic.name == "started":
             return trouble.since_s + (0.0 if self._started is not None else START_WITHIN_S)
+        if topic.name == "unknown" and _exchange(trouble) in away and "disconnected" not in self._mute:
+            return math.inf
         if trouble.ended_s is None:
             return trouble.since_s + (0.0 if _is_urgent(trouble) else topic.tell_after_s)
         if topic.name == "gap" and (any_open or _exchange(trouble) in away):
@@ -466,6 +512,7 @@ class Incidents:
     def _compose(self, due: Iterable[_Due], now_s: float, now_ns: int) -> list[_Told]:
         """Put what is due into words, and note that it was told; without what nobody wants to hear."""
         told = []
+        self.changes += 1
         for one in due:
             message: _Told | None
             if one.group is not None and one.group.open:
@@ -546,19 +593,45 @@ class Incidents:
             lines += one.notice.lines if one.notice.kind == "lost" else ()
         title = f"{self.name}: {counted(count, 'more incident')} within a short time"
         incident = self._incident("digest", now_ns)
-        return [_Told(Notice("trouble", level, title, tuple(lines), incident, ended=True), count)]
+        lost = tuple(feed for one in told for feed in one.notice.lost)
+        return [_Told(Notice("trouble", level, title, tuple(lines), incident, ended=True, lost=lost), count)]
 
     def _incident(self, what: str, since_ns: int) -> str:
         return f"{self.name}/{what}/{since_ns // 10**9}-{next(self._serial)}"
 
     def _message(self, topic: _Topic, troubles: Sequence[Trouble], telling: Telling, incident: str) -> _Told:
         is_over = all(one.ended_s is not None for one in troubles)
+        telling = replace(telling, fetches=self._fetches)
         if is_over and topic.name == "outage":
             missed, missed_open = self._missed_meanwhile(troubles)
-            telling = replace(telling, missed=missed, missed_open=missed_open)
+            unknown = self._unknown({one.subject for one in troubles})
+            telling = replace(telling, missed=missed, missed_open=missed_open, unknown=unknown)
         said = say(topic.name, troubles, telling)
-        notice = Notice(said.kind, said.level, f"{self.name}: {said.title}", said.lines, incident, is_over)
-        return _Told(notice, said.count)
+        title, lost = f"{self.name}: {said.title}", _newly_lost(troubles)
+        for one in troubles:
+            if one.account is not None:
+                one.account.lost_told = one.account.lost
+        return _Told(Notice(said.kind, said.level, title, said.lines, incident, is_over, lost=lost), said.count)
+
+    def _unknown(self, exchanges: AbstractSet[str] | None = None) -> int:
+        """Return of how many feeds it is not known whether rows are missing, of all exchanges or of some."""
+        topic = self._topic("unknown")
+        unknown = [*topic.standing(), *topic.untold()]
+        return sum(exchanges is None or _exchange(one) in exchanges for one in unknown) + topic.more
+
+    def untold(self, now_s: float, now_ns: int) -> list[Notice]:
+        """Return in words what would be grave to forget and waits to be told; nothing is changed by asking."""
+        found = []
+        for topic in self._topics.values():
+            waits = list(topic.waiting.values())
+            if not waits:
+                continue
+            said = say(topic.name, waits, Telling("new", now_s, now_ns, topic.more, fetches=self._fetches))
+            if said.level == "error" and said.kind not in self._mute:
+                title, lost = f"{self.name}: {said.title}", _newly_lost(waits)
+                incident = f"{self.name}/{topic.name}/untold"
+                found.append(Notice(said.kind, said.level, title, said.lines, incident, ended=True, lost=lost))
+        return found
 
     def _missed_meanwhile(self, outages: Collection[Trouble]) -> tuple[list[Missing], int]:
         """Take the gaps that outages left out of what waits to be told, and count the feeds whose gap is open."""
@@ -587,8 +660,9 @@ class Incidents:
         what it does not know.
         """
         day = self._today(now_ns)
-        standing = self._standing(now_s, now_ns)
+        standing, unknown = self._open_now(now_s, now_ns), self._unknown()
         bad = [f"{counted(len(standing), 'trouble')} open"] if standing else []
+        bad += [f"{counted(unknown, 'feed')} unknown"] if unknown else []
         bad += [f"{counted(day.lost, 'row')} lost"] if day.lost else []
         title = f"{self.name}: heartbeat, {' and '.join(bad) or ('not all is well' if troubles else 'all is well')}"
         bad += troubles
@@ -609,7 +683,7 @@ class Incidents:
         for topic in list(self._topics.values()):
             ended = [group for group in topic.groups if not group.open]
             told += [self._tell_over(topic, group, now_s, now_ns) for group in ended]
-            if stopped is not None and topic.name in ("gap", "outage"):
+            if stopped is not None and topic.name in ("gap", "outage", "unknown"):
                 self._leave_open(topic, now_s)
             if topic.waiting:
                 message = self._tell_new(topic, now_s, now_ns, at_the_end=True)
@@ -624,18 +698,21 @@ class Incidents:
 
     def _stop_notice(self, stopped: _News, now_s: float, now_ns: int) -> Notice:
         standing, missing_ids = self._standing(now_s, now_ns), _whole(stopped.facts, "missing") or 0
+        unknown = max(self._unknown(), _whole(stopped.facts, "unknown") or 0)
         ran = "" if self._started is None else f" Ran for {duration(int(now_s - self._started.now_s))}."
         lines = [
             line_of("{filled} rows fetched from history; {missing} rows missing.", "", stopped.facts) + ran,
             *standing,
         ]
-        unknown = _whole(stopped.facts, "unknown") or 0
         if unknown:
-            text = "It is not known since {unknown_since} whether rows of {unknown} feeds are missing."
-            lines.append(line_of(text, "", stopped.facts))
-        if standing or missing_ids or unknown:
+            since = stopped.facts.get("unknown_since")
+            lines.append(f"Not known whether further rows are missing: {counted(unknown, 'feed')}.")
+            lines += [line_of("The first of these since {unknown_since}.", "", stopped.facts)] if since else []
+        if (standing or missing_ids or unknown) and self._fetches:
             lines.append("The next start fetches what can still be had.")
         title = f"{self.name}: {line_of('stopped after {rows} rows', '', stopped.facts)}"
+        title += f", {counted(missing_ids, 'row')} missing" if missing_ids else ""
+        title += f", {counted(unknown, 'feed')} unknown" if unknown else ""
         level: Level = "warning" if standing or missing_ids or unknown else "info"
         return Notice("stopped", level, title, tuple(lines), self._incident("stopped", now_ns), ended=True)
 
@@ -653,6 +730,13 @@ class Incidents:
         found = [(topic.name, topic.standing()) for topic in self._topics.values()]
         titles = [say(name, troubles, telling).title for name, troubles in found if troubles]
         return [f"{title[0].upper()}{title[1:]}." for title in titles]
+
+    def _open_now(self, now_s: float, now_ns: int) -> list[str]:
+        """Return one line for each sort of which something stands, and one for each that is open and not told yet."""
+        telling = Telling("new", now_s, now_ns)
+        untold = [(topic.name, topic.untold()) for topic in self._topics.values()]
+        titles = [say(name, troubles, telling).title for name, troubles in untold if troubles]
+        return [*self._standing(now_s, now_ns), *(f"{title[0].upper()}{title[1:]}." for title in titles)]
 
     def _counts(self, day: _Day, now_ns: int) -> list[str]:
         """Return what was counted since the last heartbeat."""
@@ -685,6 +769,35 @@ class Incidents:
         day_ns = DAY_S * 10**9
         at_ns = now_ns // day_ns * day_ns + (int(hours) * 60 + int(minutes)) * 60 * 10**9
         return at_ns if at_ns > now_ns else at_ns + day_ns
+
+
+_CAUSES = frozenset({"file_lost", "sync_failed", "damaged"})
+"""Events by which rows that had been there are gone."""
+_WAITS = {"absence_seen": "the exchange's history does not have it; it is asked again before that is believed"}
+
+
+def _each(news: _News) -> list[_News]:
+    """Return an event of several feeds as one of each of them."""
+    feeds = news.facts.get("feeds")
+    if news.event not in ("unknown", "known") or not isinstance(feeds, list | tuple):
+        return [news]
+    return [replace(news, subject=f"{news.subject}/{clean(feed, NAME_LONGEST)}") for feed in feeds]
+
+
+def _since_ns(news: _News) -> int:
+    """Return since when something is so: what the event says, unless that makes no sense."""
+    try:
+        since = datetime.fromisoformat(_fact(news.facts, "since"))
+        since_ns = round(since.replace(tzinfo=since.tzinfo or UTC).timestamp() * 1e9)
+    except (ValueError, OverflowError, OSError):
+        return news.now_ns
+    return since_ns if 0 < since_ns <= news.now_ns else news.now_ns
+
+
+def _newly_lost(troubles: Iterable[Trouble]) -> tuple[tuple[str, int], ...]:
+    """Return the feeds of which IDs are lost that nobody was told of, and how many."""
+    accounts = [one.account for one in troubles if one.account is not None]
+    return tuple((one.feed, one.lost - one.lost_told) for one in accounts if one.lost > one.lost_told)
 
 
 def _is_odd(event: str) -> bool:

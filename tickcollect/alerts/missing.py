@@ -46,6 +46,8 @@ class Missing:
     """How long the fetching took."""
     waits: str = ""
     """Why history could not be had at the last attempt."""
+    lost_told: int = 0
+    """How many of the lost were told as lost."""
     cause: str = ""
     """What happened to rows that had been there, such as a file that is gone."""
 
@@ -126,6 +128,7 @@ class Missing:
         self.ids += later.ids - later.still_missing
         self.absent += later.absent
         self.lost += later.lost
+        self.lost_told += later.lost_told
         self.losses = (self.losses + later.losses)[:NAMES_SHOWN]
         self.uncounted += later.uncounted
         self.waits = later.waits or self.waits
@@ -178,7 +181,7 @@ def title(accounts: Sequence[Missing], *, more: int = 0) -> str:
     whose = f", {clean(accounts[0].feed)}" if len(accounts) == 1 else f" in {counted(len(accounts), 'feed')}"
     whose += f", and {number(more)} more" if more else ""
     what = "gap" if gaps == 1 else counted(gaps, "gap")
-    ended = "filled" if any(one.rows for one in accounts) else "with nothing missing"
+    ended = "filled" if any(one.rows for one in accounts) else "of IDs that were never published"
     causes = [one for one in accounts if one.cause]
     if lost:
         return f"{rows_text(lost, accounts)} lost{whose}"
@@ -191,10 +194,13 @@ def title(accounts: Sequence[Missing], *, more: int = 0) -> str:
     return f"{what}, {number(gaps - waiting)} {ended} and {number(waiting)} open{whose}"
 
 
-def lines(accounts: Sequence[Missing], *, seen: str = "", more: int = 0, all_there: bool = True) -> list[str]:
+def lines(
+    accounts: Sequence[Missing], *, seen: str = "", more: int = 0, all_there: bool = True, fetches: bool = True
+) -> list[str]:
     """Return what was missing, when that was `seen`, and what became of it.
 
-    `more` gaps of further feeds are only counted; `all_there` is false where other feeds still miss something.
+    `more` gaps of further feeds are only counted; `all_there` is false where other feeds still miss something, or may;
+    `fetches` is false where history is not asked.
     """
     first = accounts[0]
     if len(accounts) == 1 and first.gaps == 1:
@@ -222,12 +228,14 @@ def lines(accounts: Sequence[Missing], *, seen: str = "", more: int = 0, all_the
     uncounted = sum(one.uncounted for one in accounts) + more
     if uncounted:
         found.append(f"Not counted here: {counted(uncounted, 'further gap')}; the journal has each.")
-    if open_ids:
+    if open_ids and fetches:
         found.append("It goes on trying to fetch them. Nothing to do.")
+    elif open_ids:
+        found.append("They are not fetched, because BACKFILL is false.")
     elif lost:
         found.append("What is lost is not in the files; the journal and the report say so.")
     elif all_there and not uncounted:
-        found.append("Nothing is missing. Nothing to do.")
+        found.append("Nothing of this is missing any more. Nothing to do.")
     return found
 
 

@@ -10,7 +10,9 @@ Rules:
 2. Each channel has an outbox and a task: one that is slow, hangs or is dead delays no other.
 3. What becomes of a channel is told to the caller and to the other channels, never to itself.
 4. At the stop all that waits in an outbox goes out as one message, within the time that is given.
-5. What fails here stays here. A mistake of this program ends the alerts of the run, is reported as a failed channel
+5. What matters and is not sent yet stands in a small file of the data directory (`kept`), so that the next start sends
+   it, also after a kill. A short program leaves its own there, which the collector or its next run sends.
+6. What fails here stays here. A mistake of this program ends the alerts of the run, is reported as a failed channel
    and stands in the states.
 
 Channels are opened when `Alerts` is made: its imports (about 0.3 s) then come before collecting begins, and a URL that
@@ -29,13 +31,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from loguru import logger
+
+from tickcollect.alerts import kept
 from tickcollect.alerts.channels import Channel, ChannelError, open_channels
 from tickcollect.alerts.incidents import Incidents, Level, Notice
+from tickcollect.alerts.kept import Found, Keeper
+from tickcollect.alerts.letters import Letter, letter_as_json, lost_text
 from tickcollect.alerts.outbox import Change, ChannelState, Outbox
 from tickcollect.alerts.words import NAME_LONGEST, clean, counted, number
 from tickcollect.config import Config, ConfigError
 
-__all__ = ["Alerts", "ChannelResult", "ChannelState", "collector_name", "send_files", "tell_once", "try_channels"]
+__all__ = [
+    "Alerts", "ChannelResult", "ChannelState", "collector_name", "send_files", "tell_once", "try_channels",
+]  # fmt: skip
 
 NEWS_KEPT = 20_000
 """Happenings that wait for the thread."""
@@ -46,8 +55,15 @@ SLICE = 100
 SLICE_PAUSE_S = 0.002
 LOOK_EVERY_S = 0.25
 OVERFLOW_TOLD_EVERY_S = 600.0
-JOINED_WITHIN_S = 1.0
+JOINED_WITHIN_S = 2.0
 """How long the thread may take for its end, beyond the time for sending."""
+KEPT_EVERY_S = 1.0
+KEPT_WITHIN_S = 1.0
+"""So long the end waits for the disk."""
+FOR_ALL = "*"
+"""In the file, what was not told on any channel yet."""
+LOSSES_COUNTED = 1000
+"""Feeds whose lost IDs are counted where events come too fast."""
 _OF_CHANNELS = frozenset({"channel_failed", "channel_again"})
 
 OnChannel = Callable[[str, str, str], None]
@@ -100,6 +116,10 @@ class _Poster:
         self.outbox.put(notice, self.clock.now_ns())
         self._woken.set()
 
+    def wake(self) -> None:
+        """Look again at what is due."""
+        self._woken.set()
+
     def end(self, ends_s: float) -> None:
         """Send what waits as one message, and end with it; no later than at `ends_s`."""
         self._ends_s = ends_s
@@ -110,7 +130,7 @@ class _Poster:
         has_hurried = False
         while True:
             if self._ends_s is not None and not has_hurried:
-                self.outbox.hurry(self.clock.now_ns())
+                self.outbox.hurry(self.clock.now_s(), self.clock.now_ns())
                 has_hurried = True
             due_s = self.outbox.due_s()
             if self._ends_s is not None and due_s >= self._ends_s:
@@ -165,33 +185,56 @@ class Alerts:
         self._heartbeat = heartbeat
         self._on_channel = on_channel
         self._mute = frozenset(config.alert_mute)
-        self._incidents = Incidents(self.name, config.alert_disconnected_s, config.alert_heartbeat_at, self._mute)
+        self._incidents = Incidents(
+            self.name, config.alert_disconnected_s, config.alert_heartbeat_at, self._mute, fetches=config.backfill
+        )
         self._posters = [self._poster(channel) for channel in open_channels(config)]
         self._news: deque[tuple[str, str, Mapping[str, object], float, int]] = deque()
         self._overflow: Counter[str] = Counter()
+        self._overflow_lost: Counter[str] = Counter()
+        self._keeper: Keeper | None = None
+        self._kept: tuple[int, ...] = ()
+        self._kept_s = -math.inf
+        self._instead_of: list[Path] = []
+        """Files whose messages were taken over and are not in the collector's own yet."""
         self._overflow_told_s = -math.inf
         self._counting = threading.Lock()
         self._stop_within_s: float | None = None
         self._thread = threading.Thread(target=self._work, name="alerts", daemon=True)
 
     def _poster(self, channel: Channel) -> _Poster:
-        outbox = Outbox(self.name, channel.name, channel.pause_s, channel.parts)
+        outbox = Outbox(self.name, channel.name, channel.pause_s, channel.parts, channel.units)
         return _Poster(channel, outbox, self._clock, self._report)
 
     def start(self) -> None:
         """Begin to tell."""
         self._thread.start()
 
+    def keep_in(self, directory: Path) -> None:
+        """From now on keep what is not sent in a file there, and send what earlier runs left. Never waits.
+
+        The directory must be this process's own by then: another collector there would send the same.
+        """
+        keeper = Keeper(directory, lambda trouble: logger.warning("{}", trouble))
+        keeper.start()
+        self._keeper = keeper
+
     def note(self, event: str, subject: str, facts: Mapping[str, object]) -> None:
         """Take note of a happening. From any thread; it never waits and never fails."""
         if event in _OF_CHANNELS:
             return  # told to the others as it is reported; from here it would come back to the channel itself
         if len(self._news) >= NEWS_KEPT:
-            with self._counting:
-                self._overflow[event] += 1
+            self._count_overflow(event, subject, facts)
             return
         kept = {name: fact[:TEXT_KEPT] if isinstance(fact, str) else fact for name, fact in facts.items()}
         self._news.append((event, subject, kept, self._clock.now_s(), self._clock.now_ns()))
+
+    def _count_overflow(self, event: str, subject: str, facts: Mapping[str, object]) -> None:
+        with self._counting:
+            self._overflow[event] += 1
+            count = facts.get("count")
+            if event == "lost" and isinstance(count, int) and len(self._overflow_lost) < LOSSES_COUNTED:
+                self._overflow_lost[clean(subject, NAME_LONGEST)] += count
 
     def states(self) -> tuple[ChannelState, ...]:
         """Return how each channel does; from any thread."""
@@ -208,7 +251,7 @@ class Alerts:
     def _work(self) -> None:
         try:
             asyncio.run(self._live())
-        except Exception as error:  # noqa: BLE001 - rule 5: told here, because nobody waits for this thread
+        except Exception as error:  # noqa: BLE001 - rule 6: told here, because nobody waits for this thread
             detail = f"a mistake in tickcollect ended the alerts of this run: {_place(error)}"
             for poster in self._posters:
                 poster.outbox.give_up(detail, self._clock.now_ns())
@@ -224,13 +267,16 @@ class Alerts:
             await self._look()
             for notice in self._incidents.finish(self._clock.now_s(), self._clock.now_ns()):
                 self._tell(notice)
+            self._keep()
             await _ended(self._posters, sending, ends_s, self._clock)
+        is_kept = self._keep() and self._keeper is not None and self._keeper.settled(KEPT_WITHIN_S)
         for poster in self._posters:
-            self._report_left_over(poster)
+            self._report_left_over(poster, is_kept=is_kept)
 
     async def _look(self) -> None:
         """Take what was noted, and tell what is due."""
         clock = self._clock
+        self._take_up()
         for _ in range(NEWS_KEPT // SLICE):
             if not self._news:
                 break
@@ -243,6 +289,29 @@ class Alerts:
             self._tell(self._incidents.heartbeat(clock.now_s(), clock.now_ns(), *self._heartbeat()))
         if self._overflow and clock.now_s() - self._overflow_told_s > OVERFLOW_TOLD_EVERY_S:
             self._tell_overflow()
+        if clock.now_s() - self._kept_s >= KEPT_EVERY_S:
+            self._keep()
+
+    def _take_up(self) -> None:
+        """Take over what earlier runs and other programs wrote down."""
+        for found in (self._keeper.found() if self._keeper is not None else None) or ():
+            _share_out(found, [poster.outbox for poster in self._posters])
+            self._instead_of.append(found.path)
+            for poster in self._posters:
+                poster.wake()
+
+    def _keep(self) -> bool:
+        """Have what is not sent written down, if anything of it changed. Tell whether it is, or will be."""
+        if self._keeper is None or not self._keeper.has_read:
+            return False
+        marks = (self._incidents.changes, *(poster.outbox.changes for poster in self._posters))
+        if marks != self._kept or self._instead_of:
+            self._kept, self._kept_s = marks, self._clock.now_s()
+            untold = self._incidents.untold(self._clock.now_s(), self._clock.now_ns())
+            boxes = [poster.outbox for poster in self._posters]
+            self._keeper.keep(_written(boxes, untold, self._clock.now_ns()), self._instead_of)
+            self._instead_of = []
+        return True
 
     def _tell(self, notice: Notice, but: _Poster | None = None) -> None:
         for poster in self._posters:
@@ -252,12 +321,17 @@ class Alerts:
     def _tell_overflow(self) -> None:
         with self._counting:
             counts, self._overflow = self._overflow, Counter()
+            lost, self._overflow_lost = self._overflow_lost, Counter()
         self._overflow_told_s = self._clock.now_s()
         title = f"{self.name}: {counted(counts.total(), 'happening')} came too fast for messages"
         kinds = ", ".join(f"{number(count)} {event}" for event, count in counts.most_common())
-        lines = (f"{kinds}.", "The log and the journal have them; collecting is not affected.")
-        if "trouble" not in self._mute:
-            self._tell(Notice("trouble", "warning", title, lines, f"{title}/{self._clock.now_ns()}", ended=True))
+        lines = [f"{kinds}.", "The log and the journal have them; collecting is not affected."]
+        lines += [lost_text("Lost among them", lost)] if lost else []
+        kind = "lost" if lost else "trouble"
+        level: Level = "error" if lost else "warning"
+        if kind not in self._mute:
+            incident = f"{title}/{self._clock.now_ns()}"
+            self._tell(Notice(kind, level, title, tuple(lines), incident, ended=True, lost=tuple(lost.items())))
 
     def _report(self, poster: _Poster, change: Change) -> None:
         """Report a channel's fate, and tell it on the others (rule 3)."""
@@ -270,12 +344,36 @@ class Alerts:
             notice = Notice("trouble", level, f"{self.name}: {what}", (f"{change.detail}.",), incident, not failed)
             self._tell(notice, but=poster)
 
-    def _report_left_over(self, poster: _Poster) -> None:
-        outbox = poster.outbox
-        if outbox.waiting:
-            detail = f"{counted(outbox.waiting, 'message')} not sent before the stop: {clean(outbox.left_over())}"
-            outbox.dropped += outbox.waiting
+    def _report_left_over(self, poster: _Poster, *, is_kept: bool) -> None:
+        outbox, left = poster.outbox, poster.outbox.left_over()
+        if left:
+            titles = clean("; ".join(letter.notice.title for letter in left))
+            detail = f"{counted(len(left), 'message')} not sent before the stop: {titles}"
+            kept_count = sum(letter.matters for letter in left) if is_kept else 0
+            detail += f". The next start sends {number(kept_count)} of them" if kept_count else ""
+            outbox.dropped += len(left) - kept_count
             self._on_channel("channel_failed", outbox.channel, detail)
+
+
+def _written(boxes: Sequence[Outbox], untold: Sequence[Notice], now_ns: int) -> dict[str, Any]:
+    """Return what stands in the file: every channel, so that a new one can be told from one that had nothing to say.
+
+    Empty where nothing waits at all.
+    """
+    channels: dict[str, Any] = {box.channel: box.as_json() for box in boxes}
+    if untold:
+        channels[FOR_ALL] = {"letters": [letter_as_json(Letter(notice, now_ns)) for notice in untold]}
+    return channels if any(channels.values()) else {}
+
+
+def _share_out(found: Found, boxes: Sequence[Outbox]) -> None:
+    """Give each channel what it had not sent; what a channel had that is not configured any more, to the new ones."""
+    by_name = {box.channel: box for box in boxes}
+    new = [box for box in boxes if box.channel not in found.channels]
+    for name, said in found.channels.items():
+        takers = boxes if name == FOR_ALL else [by_name[name]] if name in by_name else new
+        for box in takers:
+            box.take_up(said)
 
 
 async def _ended(
@@ -310,19 +408,27 @@ def tell_once(
 ) -> list[ChannelState]:
     """Tell what a short program did: each happening as event, subject, facts. Returns how each channel did.
 
-    A channel that fails raises nothing: its state has `error`, and counts what was not sent in `dropped`.
+    A channel that fails raises nothing: its state has `error`, and counts what was not sent in `dropped`. What matters
+    of that stands in the data directory, if there is one; the collector, or the next such program, sends it.
     """
     clock = Clock()
-    incidents = Incidents(collector_name(config), config.alert_disconnected_s, None, frozenset(config.alert_mute))
+    incidents = Incidents(
+        collector_name(config),
+        config.alert_disconnected_s,
+        None,
+        frozenset(config.alert_mute),
+        fetches=config.backfill,
+    )
     now_s, now_ns = clock.now_s(), clock.now_ns()
     for event, subject, facts in news:
         incidents.note(event, subject, facts, now_s, now_ns)
-    return _deliver(config, incidents.finish(now_s, now_ns), within_s, clock)
+    keep_in = config.data_dir if config.data_dir.is_dir() else None
+    return _deliver(config, incidents.finish(now_s, now_ns), within_s, clock, keep_in)
 
 
 def send_files(config: Config, notice: Notice, within_s: float = 120.0) -> list[ChannelState]:
     """Send a notice with its attachments to every channel. Returns how each channel did, as `tell_once`."""
-    return _deliver(config, [notice], within_s, Clock())
+    return _deliver(config, [notice], within_s, Clock(), None)
 
 
 def try_channels(config: Config, within_s: float = 60.0) -> list[ChannelResult]:
@@ -363,8 +469,13 @@ async def _tried(channel: Channel, notice: Notice) -> ChannelResult:
     return ChannelResult(name, ok=True, detail=f"a message was sent{advice}")
 
 
-def _deliver(config: Config, notices: Sequence[Notice], within_s: float, clock: Clock) -> list[ChannelState]:
-    """Send notices to every channel, each as often as time allows until it is taken."""
+def _deliver(
+    config: Config, notices: Sequence[Notice], within_s: float, clock: Clock, keep_in: Path | None
+) -> list[ChannelState]:
+    """Send notices to every channel, each as often as time allows until it is taken.
+
+    What is not taken stays in a file of the directory `keep_in`; before they are sent, all that matters does.
+    """
     name = collector_name(config)
     try:
         channels = open_channels(config)
@@ -375,18 +486,54 @@ def _deliver(config: Config, notices: Sequence[Notice], within_s: float, clock: 
     def report(poster: _Poster, change: Change) -> None:
         failures[poster.outbox.channel] = change.detail if change.event == "channel_failed" else ""
 
-    boxes = [Outbox(name, channel.name, channel.pause_s, channel.parts) for channel in channels]
+    boxes = [Outbox(name, one.name, one.pause_s, one.parts, one.units) for one in channels]
+    for box in boxes:
+        for notice in notices:
+            box.put(notice, clock.now_ns())
+    if keep_in is not None:
+        _take_up_from(keep_in, boxes)
+        _keep_in(keep_in, boxes, clock.now_ns())
 
     async def send() -> None:
         posters = [_Poster(channel, box, clock, report) for channel, box in zip(channels, boxes, strict=True)]
-        for poster in posters:
-            for notice in notices:
-                poster.put(notice)
         sending = [asyncio.create_task(poster.run()) for poster in posters]
         await _ended(posters, sending, clock.now_s() + within_s, clock)
 
     _in_thread(send(), within_s + JOINED_WITHIN_S)
-    return [_at_the_end(box, failures.get(box.channel, ""), within_s, clock) for box in boxes]
+    is_kept = keep_in is not None and _keep_in(keep_in, boxes, clock.now_ns())
+    states = [_at_the_end(box, failures.get(box.channel, ""), within_s, clock) for box in boxes]
+    return [_with_prospect(state, box) if is_kept else state for state, box in zip(states, boxes, strict=True)]
+
+
+def _take_up_from(directory: Path, boxes: Sequence[Outbox]) -> None:
+    path = directory / kept.OF_THE_UPLOAD
+    try:
+        found = kept.read(path)
+    except OSError as error:
+        logger.warning("{}: alerts that were not sent before cannot be read: {}", path, error.strerror)
+    except ValueError as error:
+        kept.put_aside(path)
+        logger.warning("{}; it was put aside", error)
+    else:
+        if found is not None:
+            _share_out(found, boxes)
+
+
+def _keep_in(directory: Path, boxes: Sequence[Outbox], now_ns: int) -> bool:
+    path = directory / kept.OF_THE_UPLOAD
+    try:
+        kept.write(path, _written(boxes, (), now_ns))
+    except OSError as error:
+        logger.warning("{}: alerts that wait cannot be kept: {}", path, error.strerror)
+        return False
+    return True
+
+
+def _with_prospect(state: ChannelState, box: Outbox) -> ChannelState:
+    """Return a channel's state with a word on what will still be sent."""
+    if not state.error or not any(letter.matters for letter in box.left_over()):
+        return state
+    return replace(state, error=f"{state.error.removesuffix('.')}. The collector, or the next upload, sends it")
 
 
 def _at_the_end(box: Outbox, failure: str, within_s: float, clock: Clock) -> ChannelState:

@@ -1,7 +1,7 @@
 """What happenings mean for people: the kinds of notices, the sorts of incidents and their words, what each event is.
 
 A moment is over when it is told of. A standing trouble has a beginning and an end, and its row has words for both.
-Gaps, lost connections and the start have words of their own in `telling`.
+Gaps, lost connections, what is unknown and the start have words of their own in `telling`.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ KINDS: dict[str, tuple[str, Level]] = {
     "disconnected": ("an exchange could not be reached for some time, and is again", "warning"),
     "gap": ("rows were missing, and what became of them", "warning"),
     "lost": ("rows are missing and history cannot give them", "error"),
+    "unknown": ("for some time it was not known whether rows are missing", "warning"),
     "silent": ("a market trades and its stream brings nothing", "error"),
     "disk": ("the disk is low, refuses to write, or lost a file", "error"),
     "quarantine": ("messages were refused, and more of them", "warning"),
@@ -48,12 +49,15 @@ class Sort:
     over: str = ""
     """The title for the end of one; empty for a moment, which has none."""
     over_many: str = ""
+    unfetched: str = ""
+    """The advice where nothing is fetched from history (`BACKFILL` is false); empty where that changes nothing."""
 
 
 SORTS: dict[str, Sort] = {
     "started": Sort("started", "info", "started", "started", "{detail}"),
     "gap": Sort("gap", "warning", "gap open", "gaps open", "", over="gap filled", over_many="gaps filled"),
     "outage": Sort("disconnected", "warning", "not connected", "not connected", "{reason}. {remedy}", over="connected"),
+    "unknown": Sort("unknown", "warning", "not known", "not known", "{reason}", over="known again"),
     "unstable": Sort(
         "disconnected",
         "warning",
@@ -62,6 +66,8 @@ SORTS: dict[str, Sort] = {
         "{breaks} short breaks within an hour; the last: {reason}",
         "Each was over soon, and what was missed is fetched. Further ones today are counted in the heartbeat only. "
         "Look at this machine's network if other programs have trouble, too.",
+        unfetched="Each was over soon; what was missed is not fetched, because BACKFILL is false. Further ones today "
+        "are counted in the heartbeat only. Look at this machine's network if other programs have trouble, too.",
     ),
     "silent": Sort(
         "silent",
@@ -72,6 +78,8 @@ SORTS: dict[str, Sort] = {
         "It connects anew and fetches what was missed. If this lasts, see what the exchange announced.",
         "stream speaks again, {subject}",
         "{n} streams speak again: {subject}",
+        "It connects anew; what was missed is not fetched, because BACKFILL is false. If this lasts, see what the "
+        "exchange announced.",
     ),
     "silence_unclear": Sort(
         "silent",
@@ -91,6 +99,8 @@ SORTS: dict[str, Sort] = {
         "disk is full (df -h), read-only (mount) or failing (dmesg).",
         "the disk takes rows again",
         "the disk takes rows again",
+        "Collecting waits and tries again every second; what is missed meanwhile is not fetched, because BACKFILL is "
+        "false. Look whether the disk is full (df -h), read-only (mount) or failing (dmesg).",
     ),
     "not_written": Sort(
         "disk",
@@ -99,6 +109,7 @@ SORTS: dict[str, Sort] = {
         "the last rows could not be written, {n} times",
         "{count} rows were received and are not known to be in a file: {detail}",
         "They count as not collected; the next start fetches them. Look at the disk first.",
+        unfetched="They count as not collected, and are not fetched, because BACKFILL is false. Look at the disk first.",
     ),
     "files_refused": Sort(
         "disk",
@@ -110,6 +121,8 @@ SORTS: dict[str, Sort] = {
         "feed's directory is there, is a directory, and may be written.",
         "the files of {subject} are written again",
         "the files of {n} feeds are written again: {subject}",
+        "It waits and tries again; what is missed meanwhile is not fetched, because BACKFILL is false. The other feeds "
+        "go on. Look whether the feed's directory is there, is a directory, and may be written.",
     ),
     "moved_aside": Sort(
         "disk",
@@ -210,6 +223,7 @@ SORTS: dict[str, Sort] = {
         "rows came too late, {n} times: {subject}",
         "{count} rows, ID {first_id} to {last_id}, after their gap was declared.",
         "They are in quarantine; history gives the same rows. Nothing to do.",
+        unfetched="They are in quarantine and not in the files: BACKFILL is false, so history is not asked for them.",
     ),
     "clock": Sort(
         "clock",
@@ -285,12 +299,14 @@ SORTS: dict[str, Sort] = {
 LINES: dict[str, str] = {
     "started": "Collecting {feeds} feeds into {data_dir}.",
     "foreign_file": "{file}",
+    "not_stopped": "Its newest row is of {newest_row}: what came after that was not collected until now.",
 }
 """Lines of events that share a sort with others and say something else."""
 
 EVENTS: dict[str, tuple[tuple[Action, str], ...]] = {
     "started": (("moment", "started"),),
     "recovered": (("moment", "started"),),
+    "not_stopped": (("moment", "started"),),
     "foreign_file": (("moment", "started"),),
     "continued": (),
     "not_trading": (("moment", "not_trading"),),
@@ -315,12 +331,16 @@ EVENTS: dict[str, tuple[tuple[Action, str], ...]] = {
     "quarantine_grown": (("moment", "quarantine_grown"),),
     "quarantine_failed": (("moment", "quarantine_failed"),),
     "gap": (("hole", "gap"),),
-    "unknown": (),  # "disconnected" is told, and the heartbeat and the stop tell what is not known
-    "known": (),
     "filled": (("hole", "gap"),),
     "fill_waits": (("hole", "gap"),),
     "absent": (("hole", "gap"),),
     "lost": (("hole", "gap"),),
+    "absence_seen": (("hole", "gap"),),
+    "absence_confirmed": (),
+    "reopened": (("hole", "gap"),),
+    "damaged": (("hole", "gap"),),
+    "unknown": (("begin", "unknown"),),
+    "known": (("end", "unknown"),),
     "file_lost": (("hole", "gap"),),
     "sync_failed": (("hole", "gap"),),
     "contradicted": (("moment", "contradicted"),),
@@ -351,4 +371,7 @@ EVENTS: dict[str, tuple[tuple[Action, str], ...]] = {
     "not_written": (("moment", "not_written"),),
     "stopped": (),
 }
-"""What each event is to an incident. One that is nothing is only counted."""
+"""What each event is to an incident. One that is nothing is only counted.
+
+An event whose `feeds` is a list is one of each of these feeds.
+"""

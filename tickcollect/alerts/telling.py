@@ -64,6 +64,10 @@ class Telling:
     """What an outage left, as far as it is settled."""
     missed_open: int = 0
     """Feeds whose gap after an outage is not settled."""
+    unknown: int = 0
+    """Feeds of which it is not known whether an outage left a gap."""
+    fetches: bool = True
+    """Whether what is missing is fetched from history (`BACKFILL`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ def _say_plainly(sort: Sort, troubles: Sequence[Trouble], telling: Telling) -> S
         lines.append(f"Seen {_seen(shown, telling)}.")
     if len(troubles) > len(shown):
         lines.append(f"{number(len(troubles) - len(shown))} more were over soon.")
-    lines.append(sort.advice)
+    lines.append(sort.advice if telling.fetches else sort.unfetched or sort.advice)
     if telling.phase == "still":
         title = f"still: {title}, for {_lasted(shown, telling)}"
     return Said(sort.kind, sort.level, title, tuple(line for line in lines if line), count)
@@ -123,7 +127,7 @@ def _say_gap(_: Sort, troubles: Sequence[Trouble], telling: Telling) -> Said:
     """Say what is or was missing, and what became of it."""
     accounts = [account_of(one) for one in troubles]
     title = missing.title(accounts, more=telling.more)
-    lines = missing.lines(accounts, seen=_seen(troubles, telling), more=telling.more)
+    lines = missing.lines(accounts, seen=_seen(troubles, telling), more=telling.more, fetches=telling.fetches)
     if telling.phase == "over":
         lines.append(f"It was open for {_lasted(troubles, telling)}.")
     elif telling.phase == "still":
@@ -160,22 +164,50 @@ def _say_outage(sort: Sort, troubles: Sequence[Trouble], telling: Telling) -> Sa
     lines = [f"No connection since {since} ({lasted}), {what}.", *(sentence([reason]) for reason, _ in reasons)]
     if len(troubles) > len(gone):
         lines.append(f"{counted(len(troubles) - len(gone), 'more connection')} came back meanwhile.")
-    lines.append("It goes on trying, and fetches what is missed. If this lasts, look at this machine's network.")
+    lines.append("Until it is connected nobody knows whether rows are missing.")
+    fetched = (
+        ", and fetches what is missed" if telling.fetches else "; what is missed is not fetched (BACKFILL is false)"
+    )
+    lines.append(f"It goes on trying{fetched}. If this lasts, look at this machine's network.")
     title = f"still: {title}, for {lasted}" if telling.phase == "still" else title
     return Said(sort.kind, sort.level, title, tuple(lines), count)
 
 
 def _missed(telling: Telling) -> list[str]:
     """Return what came of the gap that an outage left."""
-    if not telling.missed and not telling.missed_open:
-        return ["No gap has shown so far; if one does, you will be told."]
     lines = []
+    if telling.unknown:
+        lines.append(f"Not known yet whether rows are missing: {counted(telling.unknown, 'feed')}.")
+    elif not telling.missed and not telling.missed_open:
+        lines.append("No gap has shown so far; if one does, you will be told.")
     if telling.missed:
         lines = [f"Missed meanwhile: {missing.title(telling.missed)}."]
-        lines += missing.lines(telling.missed, all_there=not telling.missed_open)
+        lines += missing.lines(telling.missed, all_there=not telling.missed_open and not telling.unknown)
     if telling.missed_open:
         lines.append(f"Still waiting for history: {counted(telling.missed_open, 'feed')}; you will be told.")
     return lines
+
+
+def _say_unknown(sort: Sort, troubles: Sequence[Trouble], telling: Telling) -> Said:
+    """Say of which feeds it is not known whether rows are missing, since when and why; or that it is again."""
+    unknown = [one for one in troubles if one.ended_s is None]
+    shown = unknown or troubles
+    count = len(shown) + telling.more
+    whose = names([one.subject for one in shown[: NAMES_SHOWN + 1]], count)
+    if not unknown:
+        lines = (
+            f"It was not known {_from_to(troubles, telling)}.",
+            "A gap of that time is on record now, and told by itself.",
+        )
+        return Said(sort.kind, "info", f"known again whether rows are missing, {whose}", lines, count)
+    since = utc(min(one.since_ns for one in unknown), telling.now_ns)
+    title = f"not known whether rows are missing, {whose}"
+    reasons = Counter(one.detail for one in unknown).most_common(NAMES_SHOWN)
+    found = [f"Not known since {since}, {counted(count, 'feed')}."]
+    found += [sentence([reason]) for reason, _ in reasons if reason]
+    found.append("Nothing is counted as missing for that time, and nothing is proved. It goes on finding out.")
+    title = f"still: {title}, for {_lasted(troubles, telling)}" if telling.phase == "still" else title
+    return Said(sort.kind, sort.level, title, tuple(found), count)
 
 
 def _say_start(sort: Sort, troubles: Sequence[Trouble], telling: Telling) -> Said:
@@ -187,28 +219,38 @@ def _say_start(sort: Sort, troubles: Sequence[Trouble], telling: Telling) -> Sai
         found = by_event[event]
         if found and text:
             lines.append(text.format(what=counted(len(found), "feed")))
-            lines += [f"{one.subject}: {one.detail}" for one in found[:NAMES_SHOWN] if one.detail]
+            lines += [_of_subject(one) for one in found[:NAMES_SHOWN] if one.detail]
             if len(found) > NAMES_SHOWN:
                 lines.append(f"The other {number(len(found) - NAMES_SHOWN)} are in the log.")
     if telling.more:
         lines.append(f"{number(telling.more)} more were found; the log has each.")
-    if by_event["recovered"]:
-        lines.append("What is missing is fetched now. Nothing to do.")
+    is_crash = bool(by_event["recovered"] or by_event["not_stopped"])
+    if is_crash and telling.fetches:
+        lines.append("What is missing is asked for now; what history cannot give, you will be told.")
+    elif is_crash:
+        lines.append("What was missed is not fetched, because BACKFILL is false.")
     title = "started" if started else "files of an earlier run were taken up"
-    after = " after a crash" if started and by_event["recovered"] else ""
-    level: Level = "warning" if by_event["recovered"] or by_event["foreign_file"] else "info"
+    after = " after a crash" if started and is_crash else ""
+    level: Level = "warning" if is_crash or by_event["foreign_file"] else "info"
     return Said(sort.kind, level, title + after, tuple(lines), 1)
+
+
+def _of_subject(trouble: Trouble) -> str:
+    """Return what is said of one, with whose it is unless it is of the program as a whole."""
+    return trouble.detail if trouble.event == "not_stopped" else f"{trouble.subject}: {trouble.detail}"
 
 
 _AT_THE_START = {
     "started": "",
-    "recovered": "The run before was not ended in order; files of {what} were put right:",
+    "not_stopped": "The run before was not ended in order: it was killed, or the machine lost power.",
+    "recovered": "Files of {what} were put right:",
     "foreign_file": "Files that are not tickcollect's lie in the folders of {what}, and were left alone:",
 }
 
 _SPECIAL: dict[str, Callable[[Sort, Sequence[Trouble], Telling], Said]] = {
     "gap": _say_gap,
     "outage": _say_outage,
+    "unknown": _say_unknown,
     "started": _say_start,
 }
 
