@@ -704,10 +704,11 @@ class Incidents:
             line_of("{filled} rows fetched from history; {missing} rows missing.", "", stopped.facts) + ran,
             *standing,
         ]
-        if unknown:
-            since = stopped.facts.get("unknown_since")
+        if stopped.facts.get("unknown_since"):
+            text = "It is not known since {unknown_since} whether rows of {unknown} feeds are missing."
+            lines.append(line_of(text, "", stopped.facts))
+        elif unknown:
             lines.append(f"Not known whether further rows are missing: {counted(unknown, 'feed')}.")
-            lines += [line_of("The first of these since {unknown_since}.", "", stopped.facts)] if since else []
         if (standing or missing_ids or unknown) and self._fetches:
             lines.append("The next start fetches what can still be had.")
         title = f"{self.name}: {line_of('stopped after {rows} rows', '', stopped.facts)}"

@@ -109,7 +109,7 @@ SORTS: dict[str, Sort] = {
         "the last rows could not be written, {n} times",
         "{count} rows were received and are not known to be in a file: {detail}",
         "They count as not collected; the next start fetches them. Look at the disk first.",
-        unfetched="They count as not collected, and are not fetched, because BACKFILL is false. Look at the disk first.",
+        unfetched="They count as not collected, and are not fetched (BACKFILL is false). Look at the disk first.",
     ),
     "files_refused": Sort(
         "disk",
