@@ -110,6 +110,10 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "clock_stepped": ("WARNING", "{subject}: its clock was set by {seconds} s; times of arrival step with it"),
     "clock_offset": ("DEBUG", "{subject}: its clock is {offset_ms} ms ahead of this machine's"),
     "clock_wrong": ("WARNING", "{subject}: this machine's clock is wrong by {offset_ms} ms; run an NTP client"),
+    "exchange_clock_wrong": (
+        "WARNING",
+        "{subject}: its clock is {offset_ms} ms ahead of this machine's, with which other exchanges agree",
+    ),
     "limits_changed": (
         "WARNING",
         "{subject}: the exchange allows {now} request weight a minute now, before it was {was}",

@@ -23,7 +23,6 @@ import re
 import socket
 import ssl
 import time
-import zlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -344,16 +343,11 @@ _BANNED_STATUSES = (418, TOO_MANY_REQUESTS)
 _LIBRARY_ERRORS: tuple[type[Exception], ...] = (
     httpx.HTTPError,
     httpx.InvalidURL,
-    httpx.StreamError,
-    socksio.SOCKSError,
-    zlib.error,
-    OSError,  # sockets and TLS, where httpcore does not translate them; TimeoutError too
-    EOFError,
-    ValueError,  # names and text that cannot be encoded
-    LookupError,  # an encoding that does not exist
-    ArithmeticError,
-    RuntimeError,  # a connection that is used after its end; nesting without end
-    AssertionError,  # httpcore's and socksio's own, on an address that a proxy's protocol cannot say
+    socksio.SOCKSError,  # httpcore hands it on
+    OSError,  # sockets and TLS; TimeoutError too
+    ValueError,  # names and parameters that cannot be encoded
+    ArithmeticError,  # a length that does not fit into a proxy's protocol
+    RuntimeError,  # a connection or a stream that is used after its end
 )
 """What httpx and what it stands on may raise about an address, a proxy or what comes (rule 7)."""
 
@@ -363,6 +357,9 @@ _MEANINGS: tuple[tuple[type[Exception], type[RestError], str], ...] = (
     (ssl.SSLError, UnreachableError, "no TLS connection"),
     (socket.gaierror, UnreachableError, "the name of the host is not known"),
     (httpx.ProxyError, UnreachableError, "the proxy does not let this through"),
+    (socksio.SOCKSError, UnreachableError, "the proxy does not speak SOCKS5"),
+    (httpx.InvalidURL, BadAnswerError, "the address, or the one that the answer leads to, is no address"),
+    (UnicodeError, BadAnswerError, "the address, or the one that the answer leads to, is no address"),
     (httpx.RemoteProtocolError, UnreachableError, "the connection was closed, or what came was not HTTP"),
     (OSError, UnreachableError, "the connection failed"),
 )

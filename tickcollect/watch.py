@@ -8,19 +8,22 @@ Rules:
    that does not help, or nothing ever came (a stream on a wrong route is acknowledged and stays silent), the connection
    is dropped for a new one. What was missed is fetched.
 3. A step of this machine's clock is noticed by comparing it with the monotonic clock. Its offset to the exchanges' is
-   measured every ten minutes, because `T` and `E` are theirs and the time of arrival is ours.
+   measured every ten minutes, because `T` and `E` are theirs and the time of arrival is ours. Half the round trip of an
+   answer is not known, so nobody is alarmed for it; the quickest of some answers counts. Where another exchange agrees
+   with this machine, it is the exchange's clock that is wrong.
 4. The exchange's own list is read again every six hours: a symbol that stops trading, or is gone from the list, and a
    changed request limit are told of, and the limit is kept from then on.
 """
 
 import asyncio
+import contextlib
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from loguru import logger
 
+from tickcollect.budget import Purpose
 from tickcollect.exchanges.binance import (
     ExchangeInfo,
     exchange_info,
@@ -30,7 +33,7 @@ from tickcollect.exchanges.binance import (
     stream_name,
 )
 from tickcollect.feed import LinkState
-from tickcollect.rest import RestError
+from tickcollect.rest import Clock, RestError
 from tickcollect.venues import Venue
 from tickcollect.writer import Feed, Tell
 
@@ -43,6 +46,8 @@ CLOCK_LOOK_S = 1.0
 CLOCK_STEP_S = 1.0
 CLOCK_INTERVAL_S = 600.0
 CLOCK_WRONG_MS = 2000
+CLOCK_TRIES = 3
+CLOCK_ANSWER_S = 10.0
 LISTING_INTERVAL_S = 6 * 3600.0
 GONE = "gone from its list"
 
@@ -190,6 +195,27 @@ class ListingWatch:
             self.tell("limits_changed", venue.market.name, was=was, now=now)
 
 
+@dataclass(frozen=True, slots=True)
+class ClockReading:
+    """How far an exchange's clock seemed ahead of this machine's, and how long the answer took, both in milliseconds.
+
+    The exchange read its clock at some moment between question and answer: half the round trip is not known.
+    """
+
+    offset_ms: int
+    round_trip_ms: int
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the clocks differ by too much wherever in the round trip the exchange read its own."""
+        return abs(self.offset_ms) - self.round_trip_ms / 2 >= CLOCK_WRONG_MS
+
+    @property
+    def is_right(self) -> bool:
+        """Whether they do not differ by too much wherever in the round trip that was."""
+        return abs(self.offset_ms) + self.round_trip_ms / 2 < CLOCK_WRONG_MS
+
+
 @dataclass
 class ClockWatch:
     """Watches this machine's clock (rule 3)."""
@@ -198,33 +224,80 @@ class ClockWatch:
     tell: Tell
     offsets_ms: dict[str, int] = field(default_factory=dict)
     """How far each exchange's clock is ahead of this machine's."""
+    clock: Clock = field(default_factory=Clock)
+    _again: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set where the offsets should be measured before their time."""
 
     async def run(self) -> None:
-        """Notice steps of this machine's clock, and measure its offset to the exchanges'."""
-        before_s = time.time() - time.monotonic()
-        measured_s = -math.inf
+        """Notice steps of this machine's clock, and measure its offset to the exchanges', until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._notice_steps())
+            tasks.create_task(self._measure_now_and_then())
+
+    async def _notice_steps(self) -> None:
+        before_s = self.clock.wall() - self.clock.monotonic()
         while True:
-            offset_s = time.time() - time.monotonic()
+            await self.clock.sleep(CLOCK_LOOK_S)
+            offset_s = self.clock.wall() - self.clock.monotonic()
             if abs(offset_s - before_s) > CLOCK_STEP_S:
                 self.tell("clock_stepped", "this machine", seconds=round(offset_s - before_s, 1))
-                measured_s = -math.inf
+                self._again.set()
             before_s = offset_s
-            if time.monotonic() - measured_s > CLOCK_INTERVAL_S:
-                measured_s = time.monotonic()
-                for venue in self.venues:
-                    await self._measure(venue)
-            await asyncio.sleep(CLOCK_LOOK_S)
 
-    async def _measure(self, venue: Venue) -> None:
-        started_s, asked_s = time.time(), time.monotonic()
+    async def _measure_now_and_then(self) -> None:
+        while True:
+            self._again.clear()
+            await self.measure()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CLOCK_INTERVAL_S):
+                    await self._again.wait()
+
+    async def measure(self) -> None:
+        """Ask each exchange for its time, all at once, and tell whose clock is right and whose is not."""
+        readings = await asyncio.gather(*(self._measure(venue) for venue in self.venues))
+        told = [(venue, reading) for venue, reading in zip(self.venues, readings, strict=True) if reading]
+        wrong = {venue.market.name: reading for venue, reading in told if reading.is_wrong}
+        right = {venue.market.name for venue, reading in told if reading.is_right}
+        # One clock against several: the odd one is wrong. This machine's is one of those that agree with it.
+        event = "exchange_clock_wrong" if len(right) >= max(1, len(wrong)) else "clock_wrong"
+        for name, reading in wrong.items():
+            self._tell(event, name, reading)
+
+    async def _measure(self, venue: Venue) -> ClockReading | None:
+        """Return the quickest of some answers, or None without any; more than one is asked for only while in doubt.
+
+        A clock that is right is told at once: other exchanges may take their time.
+        """
+        quickest: ClockReading | None = None
+        for _ in range(CLOCK_TRIES):
+            reading = await self._ask(venue)
+            if reading is None:
+                break
+            if quickest is None or reading.round_trip_ms < quickest.round_trip_ms:
+                quickest = reading
+            if quickest.is_right:
+                self._tell("clock_offset", venue.market.name, quickest)
+                break
+        return quickest
+
+    async def _ask(self, venue: Venue) -> ClockReading | None:
+        asked_s, started_s = self.clock.wall(), self.clock.monotonic()
         try:
-            body = await venue.rest.get(f"{venue.market.rest_prefix}/time", weight=1)
+            body = await venue.rest.get(
+                f"{venue.market.rest_prefix}/time",
+                weight=1,
+                timeout_s=CLOCK_ANSWER_S,
+                retry_delays_s=(),
+                purpose=Purpose.LOOK,
+                admitted_within_s=CLOCK_ANSWER_S,
+            )
             server_s = server_time_ms(body) / 1000
         except (RestError, ValueError) as error:
             logger.debug("{}: its clock cannot be asked: {}", venue.market.name, error)
-            return
-        took_s = time.monotonic() - asked_s
-        offset_ms = round((server_s - (started_s + took_s / 2)) * 1000)
-        self.offsets_ms[venue.market.name] = offset_ms
-        event = "clock_offset" if abs(offset_ms) < CLOCK_WRONG_MS else "clock_wrong"
-        self.tell(event, venue.market.name, offset_ms=offset_ms, round_trip_ms=round(took_s * 1000))
+            return None
+        took_s = self.clock.monotonic() - started_s
+        return ClockReading(round((server_s - (asked_s + took_s / 2)) * 1000), round(took_s * 1000))
+
+    def _tell(self, event: str, name: str, reading: ClockReading) -> None:
+        self.offsets_ms[name] = reading.offset_ms
+        self.tell(event, name, offset_ms=reading.offset_ms, round_trip_ms=reading.round_trip_ms)

@@ -27,8 +27,10 @@ from tickcollect.events import (
     Message,
     MessageType,
     PlainTrade,
+    Time,
     Trade,
     from_history,
+    time_ms,
     with_fields,
 )
 
@@ -385,6 +387,18 @@ def control(value: Mapping[str, Any]) -> Notice:
 # --- What the exchange says over REST ------------------------------------------------------------------------------
 
 
+class UnreadableAnswerError(ValueError):
+    """An answer over REST that is JSON at its ends, but not what it should be; the text names what is wrong."""
+
+
+def _decoded(body: bytes, kind: Any) -> Any:
+    """Decode an answer as `kind`. Raises `UnreadableAnswerError` for whatever else it is, however it is nested."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except _UNDECODABLE as error:
+        raise UnreadableAnswerError(str(error) or type(error).__name__) from error
+
+
 @dataclass(frozen=True)
 class ExchangeInfo:
     """The exchange's own list of symbols with their states, and the IP's weight budget for a minute."""
@@ -396,29 +410,35 @@ class ExchangeInfo:
 def exchange_info(market: Market, body: bytes) -> ExchangeInfo:
     """Read an exchangeInfo answer.
 
-    Raises `ValueError` where the answer has no symbols: an empty list is an outage (COIN-M, 2026-06-29), not a market
-    without symbols. An unknown status is kept as it is.
+    Raises `UnreadableAnswerError` where the answer has no symbols: an empty list is an outage (COIN-M, 2026-06-29), not
+    a market without symbols. An unknown status is kept as it is. The limit is what the exchange says, plausible or not.
     """
-    value = orjson.loads(body)
+    value = _decoded(body, Any)
     symbols = value.get("symbols") if isinstance(value, dict) else None
     statuses = {
-        entry["symbol"]: str(entry.get(market.status_field, ""))
+        entry["symbol"]: _state(entry.get(market.status_field, ""))
         for entry in _objects(symbols)
         if isinstance(entry.get("symbol"), str)
     }
     if not statuses:
-        raise ValueError("the exchange's list of symbols is empty")
+        raise UnreadableAnswerError("the exchange's list of symbols is empty")
     weight = next(
         (
             limit["limit"]
             for limit in _objects(value.get("rateLimits"))
             if limit.get("rateLimitType") == "REQUEST_WEIGHT"
             and limit.get("interval") == "MINUTE"
-            and isinstance(limit.get("limit"), int)
+            and limit.get("intervalNum", 1) == 1
+            and type(limit.get("limit")) is int
         ),
         market.weight_per_minute,
     )
     return ExchangeInfo(statuses, weight)
+
+
+def _state(value: object) -> str:
+    """Return a symbol's state as text that may be kept and told: short, and nothing nested."""
+    return str(value)[:LONGEST_NAME] if isinstance(value, str | int | float | None) else ""
 
 
 def _objects(value: object) -> list[dict[str, Any]]:
@@ -427,12 +447,13 @@ def _objects(value: object) -> list[dict[str, Any]]:
 
 
 def server_time_ms(body: bytes) -> int:
-    """Read the answer of `/time`. Raises `ValueError` for anything else."""
-    return msgspec.json.decode(body, type=_ServerTime).serverTime
+    """Read the answer of `/time`. Raises `UnreadableAnswerError` for anything else."""
+    answer: _ServerTime = _decoded(body, _ServerTime)
+    return time_ms(answer.serverTime)
 
 
 class _ServerTime(msgspec.Struct):
-    serverTime: int  # noqa: N815 - the exchange's own name
+    serverTime: Time  # noqa: N815 - the exchange's own name
 
 
 OUTSIDE_HISTORY = -4166
@@ -448,9 +469,9 @@ def history_type(market: Market, stream: str, symbol: str, extra_fields: Sequenc
 def history_rows(kind: MessageType, body: bytes) -> list[Message]:
     """Read the answer of a `latest` or `history` call; `kind` is its `history_type`.
 
-    Raises `ValueError` for anything but a list of such rows.
+    Raises `UnreadableAnswerError` for anything but a list of such rows.
     """
-    rows: list[Message] = msgspec.json.decode(body, type=list[kind])  # type: ignore[valid-type]  # a class made above
+    rows: list[Message] = _decoded(body, list[kind])  # type: ignore[valid-type]  # a class made above
     return rows
 
 

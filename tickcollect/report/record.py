@@ -177,7 +177,7 @@ class _Numbers(msgspec.Struct, frozen=True):
 
 
 class _Clock(msgspec.Struct, frozen=True):
-    """The journal's `clock_offset` and `clock_wrong`."""
+    """The journal's `clock_offset`, `clock_wrong` and `exchange_clock_wrong`."""
 
     subject: str
     offset_ms: int
@@ -198,7 +198,7 @@ _LINES: dict[str, type[msgspec.Struct]] = {
     "uploaded": _Delivered,
     "deleted": _Delivered,
     **dict.fromkeys(("gap", "file_lost", "sync_failed", "filled", "absent", "lost"), _Numbers),
-    **dict.fromkeys(("clock_offset", "clock_wrong"), _Clock),
+    **dict.fromkeys(("clock_offset", "clock_wrong", "exchange_clock_wrong"), _Clock),
     **dict.fromkeys(("numbering_restarted", "silent"), _Moment),
     "started": _Start,
 }
