@@ -28,9 +28,10 @@ from conftest import (
 )
 
 from tickcollect import collector, segments
-from tickcollect.collector import Summary, collect
+from tickcollect.collector import Summary, attempts_before, collect
 from tickcollect.config import load
 from tickcollect.dataset.replay import Behaviour, ReplayServer, serve
+from tickcollect.journal import Journal
 
 START_MS = 1_784_000_000_000
 """2026-07-14, 03:33:20 UTC."""
@@ -516,3 +517,44 @@ def test_what_is_safe_of_a_file_whose_sync_failed_is_sealed(spot: Setting, monke
     cut = set(range(failed[0].first_id, failed[0].last_id + 1))
     assert ids(spot.rows) == [n for n in range(1000, 4000) if n not in cut]
     assert missing(spot.data_dir, spot.feed) == cut
+
+
+# --- The pace of connecting ------------------------------------------------------------------------------------------
+
+
+def journal_at(path: Path, at_s: float) -> Journal:
+    """Return a journal whose entries are of one moment."""
+    return Journal(path, lambda: int(at_s * 1e9))
+
+
+def test_restarts_in_a_loop_stay_below_the_limit_of_the_ip(tmp_path: Path) -> None:
+    """A process that a supervisor starts again and again knows what those before it have tried (300 in 5 minutes)."""
+    path = tmp_path / "journal.jsonl"
+    clock_s = 1_790_000_000.0
+    links, made = 30, list[float]()
+    while clock_s < 1_790_000_000 + 700:
+        pace = attempts_before(path, clock_s, 0.0)
+        journal = journal_at(path, clock_s)
+        for _ in range(links):
+            wait_s = pace.take(SPOT, 0.0)
+            if wait_s < 10:  # it lives for 10 s
+                made.append(clock_s + wait_s)
+                journal.append("connected", subject=SPOT)
+            journal.append("cannot_connect", subject=SPOT, seen=False)
+            journal.append("connected", subject=USDM)
+        journal.close()
+        clock_s += 11
+    assert made[:links] == [1_790_000_000.0] * links, "the first start is not slowed"
+    most = max(sum(at_s <= other < at_s + 300 for other in made) for at_s in made)
+    assert links < most <= 150
+
+
+def test_attempts_of_long_ago_or_of_a_wrong_clock_do_not_count(tmp_path: Path) -> None:
+    """What is older than the limit's five minutes, or lies ahead of the clock, slows no start."""
+    path = tmp_path / "journal.jsonl"
+    for at_s in (1_789_999_000, 1_790_000_500):
+        journal = journal_at(path, at_s)
+        for _ in range(200):
+            journal.append("connected", subject=SPOT)
+        journal.close()
+    assert attempts_before(path, 1_790_000_000.0, 5.0).paced_s(SPOT, 5.0) == 0

@@ -80,6 +80,21 @@ def test_only_some_kinds_of_entries_are_read(tmp_path: Path) -> None:
     assert reading.damaged == 2
 
 
+def test_only_the_end_of_a_long_journal_is_read(tmp_path: Path) -> None:
+    """Whoever wants what happened just now is not kept by years of entries, nor by the half line at the beginning."""
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path, clock)
+    for number in range(1000):
+        journal.append("connected", number=number)
+    size = path.stat().st_size
+    reading = read(path, frozenset({"connected"}), size // 2)
+    numbers = [entry.facts["number"] for entry in reading]
+    assert numbers == list(range(1000))[-len(numbers) :]
+    assert 490 <= len(numbers) <= 500
+    assert reading.damaged == 0
+    assert len(list(read(path, None, 2 * size))) == 1000
+
+
 DAMAGED = {
     "not JSON": b"?\n",
     "empty line": b"\n",

@@ -776,6 +776,79 @@ def test_stop_while_the_disk_is_full(tmp_path: Path) -> None:
     run(test)
 
 
+def test_what_no_file_has_taken_is_known(tmp_path: Path) -> None:
+    """After a stop that the disk refused, the rows that are in no file are named, those before them are not."""
+
+    async def test() -> None:
+        async with desk(tmp_path, "binance/trade/BTCUSDT", "binance/trade/ETHUSDT") as found:
+            bitcoin, ether = found.feeds.values()
+            task = asyncio.create_task(found.writer.run())
+            found.put(trade(1), trade(7, symbol="ETHUSDT"))
+            await until(lambda: bitcoin.rows == ether.rows == 1)
+            assert found.writer.unwritten() == {}
+            for feed in (bitcoin, ether):
+                assert isinstance(feed.segments, FullDisk)
+                feed.segments.full = True
+            found.writer.stop()
+            await task
+            found.put(trade(2), trade(3), trade(8, symbol="ETHUSDT"))
+            with pytest.raises(DiskFullError):
+                await found.writer.finish(asyncio.get_running_loop().time())
+            assert found.writer.unwritten() == {bitcoin: [2, 3], ether: [8]}
+            assert bitcoin.rows == ether.rows == 1
+            for feed in (bitcoin, ether):
+                feed.segments.full = False  # type: ignore[attr-defined]  # its class is checked above
+
+    run(test)
+
+
+def test_the_last_read_before_a_stop_is_taken_whole(tmp_path: Path) -> None:
+    """What is odd in it comes to light only while it is decoded, and still ends in quarantine and in the count."""
+
+    async def test() -> None:
+        async with desk(tmp_path) as found:
+
+            def decode(payloads: Sequence[bytes]) -> list[Message]:
+                if payloads[0] == b"odd":
+                    found.inbox.put(Odd(found.link, 7, payloads[0], Refused("a price that is a number")))
+                    return []
+                return found._decode(payloads)
+
+            found.inbox.put(Batch(found.link, 1, 7, [b"odd"], decode))
+            found.put(trade(1))
+            found.inbox.put(Batch(found.link, 1, 7, [b"odd"], decode))
+            await found.writer.finish(asyncio.get_running_loop().time())
+            assert found.quarantined == [("odd", "a price that is a number")] * 2
+            assert found.files() == {"2026-07-14-1": line(trade(1))}
+            assert found.inbox.waiting == found.inbox.waiting_bytes == 0
+
+    run(test)
+
+
+def test_what_arrives_while_the_last_rows_are_written_is_taken_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that is put into the queue before the end of the last write stays there untold."""
+
+    async def test() -> None:
+        async with desk(tmp_path) as found:
+            flush = found.writer.flush
+
+            async def flush_and_receive() -> None:
+                await flush()
+                if not found.events("disconnected"):
+                    found.put(trade(2))
+                    found.inbox.put(Disconnected(found.link, "reset", "", 0.5, opened=True, urgent=False))
+
+            monkeypatch.setattr(found.writer, "flush", flush_and_receive)
+            found.put(trade(1))
+            await found.writer.finish(asyncio.get_running_loop().time())
+            assert found.files() == {"2026-07-14-1": line(trade(1)) + line(trade(2))}
+            assert found.events("disconnected")
+
+    run(test)
+
+
 def test_cancelled_while_the_disk_is_full(tmp_path: Path) -> None:
     """A writer that is cancelled while it waits for the disk keeps what it had in hand for the end."""
 

@@ -404,7 +404,9 @@ class Collector:
             USER_AGENT,
             self._renew_in_s,
             self.config.proxy.get_secret_value() if self.config.proxy else None,
-            attempts=await self._loop.run_in_executor(self.disk, self._attempts_before),
+            attempts=await self._loop.run_in_executor(
+                self.disk, attempts_before, self.config.data_dir / "journal.jsonl", time.time(), self._loop.time()
+            ),
         )
         async with asyncio.TaskGroup() as tasks:
             writing = tasks.create_task(self.writer.run())
@@ -420,19 +422,6 @@ class Collector:
             await writing
             for task in helpers:
                 task.cancel()
-
-    def _attempts_before(self) -> Attempts:
-        """Return the pace of connecting, with what earlier processes have tried just now: one may be the hundredth."""
-        attempts = Attempts()
-        kinds = frozenset({"connected", "cannot_connect"})
-        journal = self.config.data_dir / "journal.jsonl"
-        with contextlib.suppress(JournalError):  # it was read at the start, and what it hides is told there
-            for entry in journal_entries(journal, kinds, ATTEMPTS_LOOKED_FOR_BYTES):
-                age_s = time.time() - entry.at.timestamp()
-                exchange = entry.facts.get("subject")
-                if 0 <= age_s < ATTEMPTS_REMEMBERED_S and isinstance(exchange, str) and entry.facts.get("seen", True):
-                    attempts.take(exchange, self._loop.time() - age_s)
-        return attempts
 
     def _tell_not_written(self, detail: str) -> None:
         """Say exactly what is in no file, so that nobody takes it for collected."""
@@ -784,6 +773,22 @@ def _exists(path: Path) -> bool:
 def _is_sealed(feed: Feed, segment: Segment) -> bool:
     spans = _sealed_ids(feed).spans if _exists(feed.segments.directory) else []
     return any(first <= segment.first_id and segment.last_id <= last for first, last in spans)
+
+
+def attempts_before(journal: Path, wall_s: float, loop_s: float) -> Attempts:
+    """Return the pace of connecting, with what earlier processes have tried just now: this may be the hundredth start.
+
+    `wall_s` (Unix seconds) and `loop_s` (the event loop's clock) are the same moment.
+    """
+    attempts = Attempts()
+    kinds = frozenset({"connected", "cannot_connect"})
+    with contextlib.suppress(JournalError):  # it was read as a whole at the start, and what is wrong with it told there
+        for entry in journal_entries(journal, kinds, ATTEMPTS_LOOKED_FOR_BYTES):
+            age_s = wall_s - entry.at.timestamp()
+            exchange = entry.facts.get("subject")
+            if 0 <= age_s < ATTEMPTS_REMEMBERED_S and isinstance(exchange, str) and entry.facts.get("seen", True):
+                attempts.take(exchange, loop_s - age_s)
+    return attempts
 
 
 def _lower_priority() -> None:

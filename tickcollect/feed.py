@@ -10,8 +10,8 @@ Rules:
 3. The wait before the next attempt grows with each attempt that brought no data and begins anew once data came. That
    a connection opened proves nothing. Binance allows 300 attempts per 5 minutes and IP (spot web-socket-streams.md), so
    the attempts of all connections together are paced (`Attempts`), whatever became of them.
-4. A refusal is understood by its status and answered with backoff of its own (`REFUSALS`); `Retry-After` is obeyed, by
-   every connection to that host.
+4. A refusal is understood as `refusals` has it, and `Retry-After` is obeyed; what is about this IP address holds every
+   connection to that host.
 5. A connection is replaced before the exchange cuts it at 24 hours, and at once on `serverShutdown`: the new one first,
    both for a moment, then the old one is closed.
 6. Every end of a connection, whatever its cause, is an event in the same queue as the data, in its place. What a
@@ -29,8 +29,6 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from itertools import count
 from pathlib import Path
 from socket import gaierror
@@ -40,6 +38,7 @@ from loguru import logger
 from picows import WSCloseCode, WSError, WSFrame, WSHandshakeError, WSListener, WSMsgType, WSTransport, ws_connect
 from python_socks import ProxyError
 
+from tickcollect import refusals
 from tickcollect.events import Message
 from tickcollect.exchanges.binance import (
     SUBSCRIBE_INTERVAL_S,
@@ -51,6 +50,7 @@ from tickcollect.exchanges.binance import (
     ServerShutdown,
     subscribe_messages,
 )
+from tickcollect.refusals import Kind
 
 CONTROL_FRAME_BYTES = 125
 DECODED_AT_ONCE = 500
@@ -94,11 +94,11 @@ REFUSED_AGAIN_S = 300.0
 """A stream that the exchange refused is asked for again after this."""
 DROPPED_WITHIN_S = 1.0
 """What has not closed by then, once we want it to, is cut off: TLS alone would wait 30 s for a peer that is gone."""
-LONGEST_BAN_S = 3 * 86_400.0
-"""Bans last from 2 minutes to 3 days (Binance rest-api.md, "IP Limits")."""
 SOCKS_PORT = 1080
 LONGEST_DETAIL = 200
 """Characters of a library's text that are told."""
+LONGEST_BODY = 2000
+"""Bytes of a refusal's body that are looked at."""
 
 
 logging.getLogger("picows").setLevel(logging.CRITICAL)
@@ -394,35 +394,8 @@ class Attempts:
         return max(0.0, debt_s - (ATTEMPTS_AT_EASE - 1) * ATTEMPT_INTERVAL_S)
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """What an HTTP status at the handshake means, and how long to wait unless `Retry-After` says so."""
-
-    meaning: str
-    remedy: str
-    wait_s: float
-
-
-_BANNED = "requests from this IP pass the exchange's limit"
-REFUSALS: dict[int, Refusal] = {
-    403: Refusal(
-        "the exchange's firewall refuses this IP",
-        "It is tried again every 5 minutes; stop other programs that use this IP",
-        300.0,
-    ),
-    418: Refusal(
-        f"this IP is banned: {_BANNED}", "Nothing is sent until the ban is over; stop other programs on this IP", 120.0
-    ),
-    429: Refusal(_BANNED, "It is tried again when the exchange allows; stop other programs on this IP", 60.0),
-    451: Refusal(
-        "the exchange does not serve this country or this cloud region",
-        "Run it elsewhere or, for spot, use --ws-url wss://data-stream.binance.vision",
-        300.0,
-    ),
-}
-"""Statuses that need more than a moment (Binance rest-api.md and several reports of 451 at the handshake). They are
-about the IP, so every link to that host waits."""
-
+_OF_THE_IP = frozenset({Kind.BANNED, Kind.FORBIDDEN, Kind.BLOCKED})
+"""Refusals that are about this IP address: every link to that host waits."""
 TOO_MANY_WAIT_S = 10.0
 """After a close with 1008, which is how Binance ends a connection that sent too much; bans follow repeated offences."""
 WAIT_SPREAD = 0.1
@@ -456,7 +429,7 @@ _UNSEEN = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errn
 """Failures of this machine or its network: no packet has reached the exchange."""
 
 
-def _refused_by(error: Exception, host: str) -> _End:
+def _refused_by(error: Exception, host: str, wall_s: float) -> _End:
     """Put the failure to connect into words."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _End(
@@ -474,27 +447,23 @@ def _refused_by(error: Exception, host: str) -> _End:
     if isinstance(error, TimeoutError):
         return _End(f"{host} does not answer", "Check the network", opened=False)
     if isinstance(error, WSHandshakeError) and error.response is not None:
-        return _refused_with(int(error.response.status), error.response.headers.get("Retry-After"), host)
+        status, retry_after = int(error.response.status), error.response.headers.get("Retry-After")
+        return _refused_with(error, status, retry_after, host, wall_s)
     number = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
     detail = os.strerror(number) if number else _line(error) or type(error).__name__
     return _End(f"{host} cannot be reached: {detail}", "Check the network", opened=False, seen=number not in _UNSEEN)
 
 
-def _refused_with(status: int, retry_after: str | None, host: str) -> _End:
-    asked_s = retry_after_s(retry_after)
-    refusal = REFUSALS.get(status)
-    if refusal is None:
-        is_trouble = status >= HTTPStatus.INTERNAL_SERVER_ERROR
-        meaning = "its server has trouble" if is_trouble else "that is not a websocket address of the exchange"
-        wait_s = asked_s or (0.0 if is_trouble else 60.0)
-        return _End(f"{host} answered HTTP {status}: {meaning}", "", wait_s, opened=False, urgent=not is_trouble)
+def _refused_with(error: WSHandshakeError, status: int, retry_after: str | None, host: str, wall_s: float) -> _End:
+    refused = refusals.refusal(status)
+    body = (error.raw_body or b"")[:LONGEST_BODY].decode("utf-8", "replace")
     return _End(
-        f"{host} answered HTTP {status}: {refusal.meaning}",
-        refusal.remedy,
-        asked_s or refusal.wait_s,
+        f"{host} answered HTTP {status}: {refused.meaning}",
+        refused.remedy[:1].upper() + refused.remedy[1:],
+        refusals.wait_s(status, retry_after, wall_s, body),
         opened=False,
-        urgent=True,
-        for_all=True,
+        urgent=refused.kind is not Kind.TROUBLE,
+        for_all=refused.kind in _OF_THE_IP,
     )
 
 
@@ -516,19 +485,6 @@ def _line(error: Exception) -> str:
     """Return an error's text as one line of bounded length: parts of it may come from outside."""
     text = "".join(char if char.isprintable() else " " for char in str(error)[:LONGEST_DETAIL])
     return " ".join(text.split())
-
-
-def retry_after_s(value: str | None) -> float:
-    """Read a Retry-After header: seconds, up to the longest ban, or a date, which counts as an hour."""
-    if not value:
-        return 0.0
-    if value.strip().isascii() and value.strip().isdigit():
-        return min(float(value), LONGEST_BAN_S)
-    try:
-        parsedate_to_datetime(value)
-    except (ValueError, OverflowError, TypeError, IndexError):
-        return 0.0
-    return 3600.0
 
 
 def websocket_proxy(url: str | None) -> str | None:
@@ -1005,7 +961,7 @@ class _Session:
         try:
             transport, listener = await self._connect()
         except (OSError, WSError, ProxyError, UnicodeError) as error:  # UnicodeError: a host that is no name
-            return _refused_by(error, host)
+            return _refused_by(error, host, self.around.time_ns() / 1e9)
         if not isinstance(listener, _Listener):
             return _End(f"{host} closed the connection during the handshake", opened=False)
         self._begin(listener)
