@@ -1,5 +1,6 @@
 """Recovery: from any state of the files, exactly the rows that prove themselves survive, and nothing vanishes."""
 
+import errno
 import os
 import shutil
 import time
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tickcollect import salvage
+from tickcollect.feed_record import Record
 from tickcollect.files import SegmentName
 from tickcollect.segments import (
     Compression,
@@ -46,7 +48,12 @@ def new(
     root: Path, numbering: Numbering = Numbering.BY_ONE, extra_columns: int = 0, rotate_size: int = 1 << 30
 ) -> Segments:
     return Segments(
-        root, FEED, rotate_size=rotate_size, pool=OpenFiles(4), numbering=numbering, extra_columns=extra_columns
+        root,
+        FEED,
+        rotate_size=rotate_size,
+        pool=OpenFiles(4),
+        numbering=numbering,
+        extra_columns=tuple(f"x{n}" for n in range(extra_columns)),
     )
 
 
@@ -377,7 +384,7 @@ def test_the_same_ids_on_another_day_are_other_rows(tmp_path: Path) -> None:
     segments.seal(segments.end()[0])
     put(tmp_path, NAME, rows(100, 105))
     recovered = new(tmp_path).recover()
-    assert (kept(recovered), recovered.last_id, recovered.lines) == ([(100, 105)], 105, [])
+    assert (kept(recovered), recovered.last_id, recovered.quarantined_bytes) == ([(100, 105)], 105, 0)
 
 
 def test_overlapping_open_files_are_separated(tmp_path: Path) -> None:
@@ -409,7 +416,7 @@ def test_what_is_not_ours_is_left_alone_and_named(tmp_path: Path) -> None:
 def test_an_empty_or_missing_directory_is_a_beginning(tmp_path: Path) -> None:
     """A new feed has nothing to recover."""
     recovered = new(tmp_path).recover()
-    assert recovered == Recovered(None, [], None, None, [], [], [], 0, 0)
+    assert recovered == Recovered(None, [], None, None, [], [], [], 0, 0, Record())
 
 
 def test_an_unreadable_newest_file_is_told(tmp_path: Path) -> None:
@@ -419,6 +426,194 @@ def test_an_unreadable_newest_file_is_told(tmp_path: Path) -> None:
     assert (recovered.last_id, recovered.last_time) == (105, None)
     assert path.name in recovered.lines[0]
     assert path.read_bytes() == b"no zip"
+
+
+# Numberings, and rows with a wrong time
+
+AHEAD = DAY + 30
+NOW_NS = (0, (DAY * 86_400 + 86_000) * 10**9)
+"""No file is of this boot, and it is the evening of the day."""
+
+
+def seal(root: Path, first: int, last: int, day: int = DAY) -> None:
+    """Leave a sealed file."""
+    segments = new(root)
+    segments.append(rows(first, last, day), range(first, last + 1), day)
+    segments.seal(segments.end()[0])
+
+
+def later_rows(first: int, last: int, by_ms: int = 1_000_000, day: int = DAY) -> bytes:
+    """Return rows that were traded later in the day than their IDs tell."""
+    found = []
+    for id_ in range(first, last + 1):
+        at = day * DAY_MS + 50_000_000 + by_ms + id_
+        found.append(f"trade,{at + 1},BTCUSDT,{id_},64120.01000000,0.00150000,,,{at},True\n".encode())
+    return b"".join(found)
+
+
+def began_anew(root: Path) -> Segments:
+    """Leave IDs 4000 to 4099 sealed, a new numbering with 1 to 50 open, and where it began on record."""
+    seal(root, 4000, 4099)
+    segments = new(root)
+    segments.recover(NOW_NS)
+    first_time = DAY * DAY_MS + 50_000_000 + 1_000_000 + 1
+    assert segments.renumber(1, 4099, first_time) == []
+    segments.append(later_rows(1, 50), range(1, 51), DAY)
+    return segments
+
+
+def test_a_file_dated_ahead_is_not_the_newest(tmp_path: Path) -> None:
+    """One trade with a wrong time makes a file of a later day; start after start the highest ID is the newest."""
+    seal(tmp_path, 100, 149)
+    seal(tmp_path, 150, 150, AHEAD)
+    put(tmp_path, FEED.open_name(DAY, 151), rows(151, 160))
+    for last in (160, 161, 162):
+        segments = new(tmp_path)
+        recovered = segments.recover(NOW_NS)
+        assert (recovered.last_id, recovered.restart) == (last, None)
+        assert segments.open_segment is not None
+        segments.append(row(last + 1), [last + 1], DAY)
+        segments.close()
+    assert csv_rows(tmp_path) == rows(151, 163).splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("kind", ["kill", "nothing of it written yet", "sealed"])
+def test_a_new_numbering_of_the_same_day_goes_on(tmp_path: Path, kind: str) -> None:
+    """After a restart of the numbering each start goes on with the new one, whose rows are never taken for copies."""
+    segments = began_anew(tmp_path)
+    if kind == "sealed":
+        segments.seal(segments.end()[0])
+    elif kind == "nothing of it written yet":
+        (FEED.directory(tmp_path) / FEED.open_name(DAY, 1)).unlink()
+    for _ in range(2):
+        again = new(tmp_path)
+        recovered = again.recover(NOW_NS)
+        assert recovered.restart is not None
+        assert (recovered.restart.first_id, recovered.restart.last_id) == (1, 4099)
+        assert recovered.last_id == (0 if kind.startswith("nothing") else 50)
+        assert recovered.holes == []
+        assert again.sealed_ids() == ([(1, 50)] if kind == "sealed" else [])
+
+
+def test_numberings_that_overlap_on_one_day_are_kept_apart(tmp_path: Path) -> None:
+    """The rows of a new numbering are kept although files of the one before hold the same IDs of the same day."""
+    seal(tmp_path, 1, 20)
+    segments = new(tmp_path)
+    segments.recover(NOW_NS)
+    segments.append(rows(21, 40), range(21, 41), DAY)
+    ended = segments.renumber(5, 40, DAY * DAY_MS + 51_000_005)
+    segments.append(later_rows(5, 30), range(5, 31), DAY)
+    assert [segment.path.name for segment in ended] == [FEED.open_name(DAY, 21)]
+    recovered = new(tmp_path).recover(NOW_NS)
+    assert (recovered.last_id, recovered.quarantined_bytes, recovered.foreign) == (30, 0, [])
+    assert kept(recovered) == [(21, 40), (5, 30)]
+    assert csv_rows(tmp_path) == (later_rows(5, 30) + rows(21, 40)).splitlines(keepends=True)
+
+
+def test_a_new_numbering_that_begins_with_the_same_id(tmp_path: Path) -> None:
+    """A sealed file of the numbering before with the same first ID is no copy of the new one's file."""
+    seal(tmp_path, 1, 20)
+    segments = new(tmp_path)
+    segments.recover(NOW_NS)
+    segments.renumber(1, 20, DAY * DAY_MS + 51_000_001)
+    segments.append(later_rows(1, 3), range(1, 4), DAY)
+    again = new(tmp_path)
+    recovered = again.recover(NOW_NS)
+    assert (kept(recovered), recovered.last_id, recovered.foreign) == ([(1, 3)], 3, [])
+    again.append(later_rows(4, 6), range(4, 7), DAY)
+    again.seal(again.end()[0])
+    assert sorted(path.name for path in FEED.directory(tmp_path).glob("*.zip")) == [
+        "BTCUSDT-trade-2026-07-14-1-20.csv.zip",
+        "BTCUSDT-trade-2026-07-14-1-6.csv.zip",
+    ]
+    assert new(tmp_path).recover(NOW_NS).last_id == 6
+
+
+def test_a_second_restart_of_a_numbering(tmp_path: Path) -> None:
+    """Of three numberings the last goes on, with files of the one before still open and one dated ahead."""
+    segments = began_anew(tmp_path)
+    segments.append(rows(51, 51, AHEAD), [51], AHEAD)
+    segments.append(later_rows(52, 60), range(52, 61), DAY)
+    segments.renumber(700, 60, DAY * DAY_MS + 50_000_000 + 2_000_000 + 700)
+    segments.append(later_rows(700, 705, 2_000_000), range(700, 706), DAY)
+    for _ in range(2):
+        recovered = new(tmp_path).recover(NOW_NS)
+        assert recovered.last_id == 705
+        assert sorted(kept(recovered)) == [(1, 50), (51, 51), (52, 60), (700, 705)]
+
+
+@pytest.mark.parametrize("lost", ["deleted", "damaged"])
+def test_without_a_record_the_trade_times_tell_a_new_numbering(tmp_path: Path, lost: str) -> None:
+    """Rows that were all traded after the highest ID, and continue nothing, are of a new numbering; it is said so."""
+    began_anew(tmp_path)
+    record = FEED.directory(tmp_path) / ".feed.json"
+    record.unlink() if lost == "deleted" else record.write_bytes(b'{"restarts":[{"fi')
+    for start in range(2):
+        recovered = new(tmp_path).recover(NOW_NS)
+        assert recovered.last_id == 50
+        assert any("new numbering" in line for line in recovered.lines) == (start == 0)
+
+
+@pytest.mark.parametrize("ahead", [DAY, DAY + 1, AHEAD])
+def test_rows_with_a_wrong_time_are_no_new_numbering(tmp_path: Path, ahead: int) -> None:
+    """A file between its neighbours by ID, dated or timed ahead of them, does not make their numbering an old one."""
+    seal(tmp_path, 100, 149)
+    segments = new(tmp_path)
+    early = later_rows(150, 151, 9_000_000, ahead)
+    segments.append(early, [150, 151], ahead)
+    segments.seal(segments.end()[0])
+    seal(tmp_path, 152, 160)
+    recovered = new(tmp_path).recover(NOW_NS)
+    assert (recovered.last_id, recovered.restart) == (160, None)
+
+
+def test_a_killed_restart_of_a_numbering_can_be_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record that the disk refuses changes nothing: the same call succeeds later, and ends the same file."""
+    segments = new(tmp_path)
+    segments.append(rows(100, 105), range(100, 106), DAY)
+
+    def refuse(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(DiskError):
+            segments.renumber(1, 105, DAY * DAY_MS + 51_000_000)
+    assert new(tmp_path).recover(NOW_NS).last_id == 105
+    assert [segment.last_id for segment in segments.renumber(1, 105, DAY * DAY_MS + 51_000_000)] == [105]
+    assert new(tmp_path).recover(NOW_NS).last_id == 0
+
+
+# The names of extra columns
+
+
+def with_columns(root: Path, *names: str) -> Segments:
+    return Segments(root, FEED, rotate_size=1 << 30, pool=OpenFiles(4), extra_columns=names)
+
+
+def test_the_names_of_extra_columns_outlive_the_configuration(tmp_path: Path) -> None:
+    """A file keeps the names that it was begun with; another name, though no other number, begins another file."""
+    segments = with_columns(tmp_path, "X")
+    segments.recover(NOW_NS)
+    segments.append(row(100, extra=",MARKET"), [100], DAY)
+    segments.close()
+    recovered = with_columns(tmp_path, "st").recover(NOW_NS)
+    assert recovered.open is None
+    assert [segment.extra_columns for segment in recovered.finished] == [("X",)]
+    for names in (("st",), ("st", "X"), ()):  # it stays unsealed over several starts
+        recovered = with_columns(tmp_path, *names).recover(NOW_NS)
+        assert [segment.extra_columns for segment in recovered.finished] == [("X",)]
+    recovered = with_columns(tmp_path, "X").recover(NOW_NS)
+    assert recovered.open is not None
+    assert recovered.open.extra_columns == ("X",)
+
+
+def test_names_that_nobody_kept_are_not_made_up(tmp_path: Path) -> None:
+    """The columns of a file that was begun before names were kept are not known."""
+    put(tmp_path, NAME, row(100, extra=",MARKET"))
+    recovered = with_columns(tmp_path, "X").recover(NOW_NS)
+    assert recovered.open is not None
+    assert recovered.open.extra_columns is None
 
 
 # Half-way states

@@ -26,8 +26,9 @@ LAYOUT: dict[str, set[str]] = {
     "exchanges": {"events"},
     # the files of a feed
     "salvage": {"events"},
-    "recovery": {"files", "salvage"},
-    "segments": {"files", "hours", "recovery", "salvage"},
+    "feed_record": {"events", "files"},
+    "recovery": {"feed_record", "files", "salvage"},
+    "segments": {"feed_record", "files", "hours", "recovery", "salvage"},
     # the path of a row, and the way back to what is missing
     "feed": {"events", "exchanges", "refusals"},
     "repair": {"events", "exchanges", "gaps", "rest"},

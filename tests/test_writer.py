@@ -164,7 +164,7 @@ async def desk(
         kind = decoder.kinds[path.stream]
         by_one = market.name == "binance" or path.stream == "aggTrade"
         files = FullDisk(
-            root, path, rotate_size=rotate_size, pool=pool, extra_columns=len(extra),
+            root, path, rotate_size=rotate_size, pool=pool, extra_columns=extra,
             numbering=Numbering.BY_ONE if by_one else Numbering.RISING,
         )  # fmt: skip
         feeds[name] = Feed(
@@ -457,6 +457,12 @@ def test_numbering_that_begins_anew(tmp_path: Path) -> None:
                 found.put(trade(1, at_ms=NOON_MS + 1), trade(2, at_ms=NOON_MS + 2))
             assert list(found.files()) == ["2026-07-14-1", "2026-07-14-1001"]
             assert found.events("numbering_restarted") == [{"last_id": 1002, "first_id": 1}]
+            files = only(found).segments
+            files.close()
+            recovered = Segments(tmp_path, files.feed, rotate_size=10**9, pool=OpenFiles(9)).recover()
+            assert recovered.last_id == 2, "a start goes on with the new numbering"
+            assert recovered.restart is not None
+            assert (recovered.restart.first_id, recovered.restart.time) == (1, NOON_MS + 1)
 
     run(test)
 

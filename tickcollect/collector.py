@@ -355,7 +355,7 @@ class Collector:
             pool=self._pool,
             compression=Compression(self.config.compression),
             numbering=Numbering.RISING if issubclass(kind, FuturesTrade) else Numbering.BY_ONE,
-            extra_columns=len(self.config.extra_columns),
+            extra_columns=self.config.extra_columns,
         )
 
     def _segments_of(self, feed: Feed) -> Segments:
@@ -540,6 +540,8 @@ class Collector:
         else:
             self.sealed.append(sealed.path)
             self.sealed_counts[feed] += 1
+            extra = segment.extra_columns
+            columns = None if extra is None else [*feed.kind.COLUMNS, *extra]
             self._sealed_ratio = sealed.size / max(1, segment.size)
             self.tell(
                 "sealed",
@@ -551,6 +553,7 @@ class Collector:
                 bytes=sealed.size,
                 csv_bytes=segment.size,
                 csv_sha256=sealed.csv.sha256,
+                columns=columns,
                 hours=sealed.hours,
             )
 
@@ -752,12 +755,10 @@ def _same_trade(line: str, other: str) -> bool:
 
 
 def _sealed_ids(feed: Feed) -> Ranges:
-    """Return the IDs that a feed's sealed files hold, by their names."""
+    """Return the IDs that a feed's sealed files hold, by their names; of its present numbering. Raises `OSError`."""
     ranges = Ranges()
-    for path in feed.segments.directory.iterdir():
-        name = feed.path.parse(path.name)
-        if name is not None and name.last_id is not None and not name.temporary:
-            ranges.add(name.first_id, name.last_id)
+    for first, last in feed.segments.sealed_ids():
+        ranges.add(first, last)
     return ranges
 
 

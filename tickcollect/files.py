@@ -126,6 +126,12 @@ class FeedPath:
         suffix = PACKINGS[compression].suffix
         return f"{self.symbol}-{self.stream}-{_day_text(day)}-{first_id}-{last_id}.csv{suffix}"
 
+    def name_of(self, name: SegmentName) -> str:
+        """Return the file name that was parsed to `name`."""
+        last = "" if name.last_id is None else f"-{name.last_id}"
+        ending = name.packing + (TEMPORARY if name.temporary else "")
+        return f"{self.symbol}-{self.stream}-{_day_text(name.day)}-{name.first_id}{last}.csv{ending}"
+
     def parse(self, name: str) -> SegmentName | None:
         """Return what the name of one of this feed's files says; None for a file that is not a segment of it."""
         prefix = f"{self.symbol}-{self.stream}"
@@ -154,6 +160,8 @@ class Segment:
     last_id: int
     rows: int
     size: int
+    extra_columns: tuple[str, ...] | None = ()
+    """The names of the columns behind the stream's own; None if they are not known."""
 
 
 # Packing ------------------------------------------------------------------------------------------------------------

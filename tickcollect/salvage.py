@@ -164,6 +164,12 @@ def trade_time(line: bytes, stream: str) -> int:
     return int(line.split(b",")[STREAMS[stream].COLUMNS.index("T")])
 
 
+def row_id(line: bytes, stream: str) -> int:
+    """Return the ID of one row."""
+    kind = STREAMS[stream]
+    return int(line.split(b",")[kind.COLUMNS.index(kind.ID_COLUMN)])
+
+
 # Reading ------------------------------------------------------------------------------------------------------------
 
 

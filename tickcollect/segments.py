@@ -44,6 +44,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tickcollect.feed_record import RECORD_NAME, RESTARTS_KEPT, Record, Restart, write_record
 from tickcollect.files import (
     FILE_MODE,
     LOCK_NAME,
@@ -68,7 +69,7 @@ from tickcollect.files import (
     takes_files,
 )
 from tickcollect.hours import HourCount
-from tickcollect.recovery import Recovered, Recovery, move_aside, quarantine, this_boot
+from tickcollect.recovery import Recovered, Recovery, move_aside, quarantine, sealed_spans, this_boot
 from tickcollect.salvage import Cut, Numbering
 
 __all__ = [
@@ -364,7 +365,8 @@ class Segments:
     """The files of one feed.
 
     `root` is the data directory, `rotate_size` the bytes that a CSV may reach. `pool` is shared by all feeds.
-    `extra_columns` is the number of columns behind the stream's own. Call `recover` before the first `append`.
+    `extra_columns` are the names of the columns behind the stream's own, or their number where nobody knows the names.
+    Call `recover` before the first `append`.
     """
 
     def __init__(
@@ -376,7 +378,7 @@ class Segments:
         pool: OpenFiles,
         compression: Compression = Compression.ZIP,
         numbering: Numbering = Numbering.BY_ONE,
-        extra_columns: int = 0,
+        extra_columns: Iterable[str] | int = (),
     ) -> None:
         self.feed = feed
         self.directory = feed.directory(root)
@@ -384,11 +386,14 @@ class Segments:
         self._rotate_size = rotate_size
         self._compression = compression
         self._numbering = numbering
-        self._extra_columns = extra_columns
+        self._extra_columns = ("",) * extra_columns if isinstance(extra_columns, int) else tuple(extra_columns)
+        self._record = Record()
         self._pool = pool
         self._open: _Growing | None = None
         self._ended: list[Segment] = []
         self._unsynced: dict[Path, _Growing] = {}
+        self._unsealed: set[Path] = set()
+        """Files that were ended here and are not sealed yet."""
         self._left_over: set[Path] = set()
         """Files that a failed append has made and could not delete."""
         self._lock = threading.Lock()
@@ -415,15 +420,42 @@ class Segments:
                 self._pool.close(self._open.written.path)
             self._open, self._ended, self._unsynced = None, [], {}
             try:
-                recovered = Recovery(self._root, self.feed, self._numbering, this_boot_ns or (0, 0)).run(
-                    self._extra_columns
-                )
+                recovered = Recovery(
+                    self._root, self.feed, self._numbering, self._extra_columns, this_boot_ns or (0, 0)
+                ).run()
+                self._record = recovered.record
+                self._unsealed = {segment.path for segment in recovered.finished}
                 if recovered.open is not None:
                     state = recovered.open
                     self._open = _Growing(state, _inode(state.path.stat()), safe=state)
             except OSError as error:
                 raise _disk_error("recover", self.directory, error) from error
         return recovered
+
+    def sealed_ids(self) -> list[tuple[int, int]]:
+        """Return first and last ID of each sealed file here, of the present numbering. Raises `OSError`."""
+        return sealed_spans(self.directory, self.feed, self._record)
+
+    def renumber(self, first_id: int, last_id: int, time: int) -> list[Segment]:
+        """Begin a new numbering: ID `first_id`, traded at `time` (as sent), comes after `last_id` of the one before.
+
+        It is on record, safe from power loss, before a row of it is written. Returns what is to be sealed. Raises
+        `FileLostError`, `DiskError`; it can be repeated then.
+        """
+        ended = self.end()
+        restart = Restart(first_id, last_id, time)
+        try:
+            names = [self.feed.parse(path.name) for path in self.directory.iterdir()]
+            later = tuple((name.day, name.first_id) for name in names if name is not None and name.day > restart.day)
+            restarts = (*self._record.restarts, replace(restart, later=later))[-RESTARTS_KEPT:]
+            record = replace(self._record, restarts=restarts)
+            write_record(self.directory, record)
+        except OSError as error:
+            with self._lock:
+                self._ended = [*ended, *self._ended]
+            raise _disk_error("write", self.directory / RECORD_NAME, error) from error
+        self._record = record
+        return ended
 
     # Append and roll
 
@@ -531,7 +563,9 @@ class Segments:
         raise FileLostError(written.path, reason, written.first_id, written.last_id)
 
     def move_aside(self, path: Path) -> Path | None:
-        """Clear a name for new rows; return the place in quarantine, None if the file cannot be moved there."""
+        """Clear a name for new rows; return the place in quarantine, None if the file waits to be sealed or stays."""
+        if path in self._unsealed:
+            return None
         return move_aside(self._root, self.feed, path)
 
     def refused_alone(self, error: SegmentError) -> bool:
@@ -567,7 +601,8 @@ class Segments:
             make_directory(path.parent)
             descriptor = self._pool.descriptor(path, flags)
         self._left_over.discard(path)
-        return _Growing(Segment(path, day, first_id, first_id - 1, 0, 0), _inode(os.fstat(descriptor)))
+        segment = Segment(path, day, first_id, first_id - 1, 0, 0, self._extra_columns)
+        return _Growing(segment, _inode(os.fstat(descriptor)))
 
     def _write(self, current: _Growing, view: memoryview, rows: int, last_id: int) -> _Growing:
         written = current.written
@@ -602,6 +637,7 @@ class Segments:
 
     def _take_ended(self) -> list[Segment]:
         ended, self._ended = self._ended, []
+        self._unsealed.update(segment.path for segment in ended)
         return ended
 
     # Sync
@@ -695,6 +731,7 @@ class Segments:
             segment.path.unlink()
         except OSError as error:
             raise _disk_error("seal", segment.path, error) from error
+        self._unsealed.discard(segment.path)
         return Sealed(final, segment, size, digest, hours.hours)
 
     def _pack(self, segment: Segment, final: Path, hours: HourCount) -> Digest:

@@ -83,6 +83,15 @@ class End:
 END = End()
 
 
+@dataclass(frozen=True, slots=True)
+class Renumbered:
+    """In a feed's pending pieces: the numbering begins anew, with `first_id`, traded at `time`, after `last_id`."""
+
+    first_id: int
+    last_id: int
+    time: int
+
+
 @dataclass(slots=True)
 class Piece:
     """Rows of one day that follow each other, formatted."""
@@ -96,7 +105,7 @@ class Piece:
 class Job:
     """What one feed's files have not taken yet, in order; `trouble` says why, while that concerns this feed alone."""
 
-    pieces: list[Piece | End] = field(default_factory=list)
+    pieces: list[Piece | End | Renumbered] = field(default_factory=list)
     trouble: str = ""
     since_s: float = 0.0
     again_s: float = 0.0
@@ -116,7 +125,7 @@ class Feed:
     segments: Segments
     extra_columns: tuple[str, ...] = ()
     write_not_trades: bool = False
-    pending: list[Piece | End] = field(default_factory=list)
+    pending: list[Piece | End | Renumbered] = field(default_factory=list)
     """What waits for the disk thread."""
     not_trade_ids: set[int] = field(default_factory=set)
     """IDs of held rows that are not trades."""
@@ -527,7 +536,8 @@ class Writer:
                     feed.copies += len(ids) - self._contradicting(feed, ids, rows)
                 case gaps.Restarted(last, first):
                     feed.restarts += 1
-                    self._end(feed)
+                    feed.pending.append(Renumbered(first, last, _time_of(first, steps, feed.sequence.newest_time)))
+                    self._touched[feed] = None
                     self._lose_open(feed, "the exchange has begun its numbering anew since")
                     self.tell("numbering_restarted", feed.name, last_id=last, first_id=first)
                 case gaps.Late(ids, rows):
@@ -643,7 +653,7 @@ class Writer:
         self._bound_blocked()
         self.write_journal()
 
-    def _append_all(self, feed: Feed, pieces: list[Piece | End]) -> None:
+    def _append_all(self, feed: Feed, pieces: list[Piece | End | Renumbered]) -> None:
         while pieces:
             try:
                 self._append(feed, pieces[0])
@@ -680,11 +690,21 @@ class Writer:
 
     def _give_up(self, feed: Feed, job: Job) -> None:
         """Declare the rows missing that a feed's files do not take; history has them when its files are back."""
-        missing = gaps.Ranges()
+        missing, before, left = (
+            gaps.Ranges(),
+            gaps.Ranges(),
+            [piece for piece in job.pieces if isinstance(piece, Renumbered)],
+        )
         for piece in job.pieces:
-            if isinstance(piece, Piece):
+            if isinstance(piece, Renumbered):
+                before.spans, missing = [*before.spans, *missing.spans], gaps.Ranges()
+            elif isinstance(piece, Piece):
                 missing.add(piece.ids[0], piece.ids[-1])
-        job.pieces, job.size = [END], 0
+        job.pieces, job.size = [END, *left], 0
+        for first, last in before.spans:
+            feed.lost += last - first + 1
+            reason = "its files took nothing, and the exchange has begun its numbering anew since"
+            self.tell("lost", feed.name, first_id=first, last_id=last, count=last - first + 1, reason=reason)
         for first, last in missing.spans:
             feed.gaps += 1
             self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
@@ -695,10 +715,14 @@ class Writer:
         """What is wrong with the files of single feeds, which wait while the others go on."""
         return [f"{feed.name}: {job.trouble}" for feed, job in list(self._jobs.items()) if job.trouble]
 
-    def _append(self, feed: Feed, piece: Piece | End) -> None:
+    def _append(self, feed: Feed, piece: Piece | End | Renumbered) -> None:
         if isinstance(piece, End):
             self.write_journal()
             self.ended(feed.segments.end(), feed)
+            return
+        if isinstance(piece, Renumbered):
+            self.write_journal()
+            self.ended(feed.segments.renumber(piece.first_id, piece.last_id, piece.time), feed)
             return
         block = b"".join(piece.blocks)
         finished = feed.segments.append(block, piece.ids, piece.day)
@@ -709,7 +733,13 @@ class Writer:
             self.ended(finished, feed)
 
 
-def _size_of(pieces: Iterable[Piece | End]) -> int:
+def _time_of(first_id: int, steps: Iterable[gaps.Step[str]], otherwise: int) -> int:
+    """Return the trade time of the row that begins a numbering."""
+    runs = (step for step in steps if isinstance(step, gaps.Run))
+    return next((run.times[0] for run in runs if run.ids[0] == first_id), otherwise)
+
+
+def _size_of(pieces: Iterable[Piece | End | Renumbered]) -> int:
     return sum(len(block) for piece in pieces if isinstance(piece, Piece) for block in piece.blocks)
 
 
