@@ -37,7 +37,9 @@ LAYOUT: dict[str, set[str]] = {
     "config": {"exchanges"},
     "happenings": {"journal"},
     "venues": {"", "budget", "config", "exchanges", "rest"},
-    "watch": {"budget", "exchanges", "feed", "rest", "venues", "writer"},
+    "newest": {"budget", "events", "exchanges", "rest", "venues", "writer"},
+    "coverage": {"budget", "exchanges", "feed", "happenings", "newest", "venues", "writer"},
+    "watch": {"newest", "budget", "exchanges", "feed", "rest", "venues", "writer"},
     # what is told, measured and delivered
     "alerts": {"", "config"},
     "backlog": {"files", "status"},
@@ -51,9 +53,9 @@ LAYOUT: dict[str, set[str]] = {
         "alerts", "budget", "config", "events", "exchanges", "feed", "files", "rest", "status", "store", "venues",
     },
     "collector": {
-        "", "alerts", "backfill", "backlog", "budget", "config", "events", "exchanges", "feed", "files", "gaps",
-        "happenings", "journal", "measured", "metrics", "recovery", "repair", "rest", "salvage", "segments", "status",
-        "systemd", "venues", "watch", "writer",
+        "", "alerts", "backfill", "backlog", "budget", "config", "coverage", "events", "exchanges", "feed", "files",
+        "gaps", "happenings", "journal", "measured", "metrics", "newest", "recovery", "repair", "rest", "salvage",
+        "segments", "status", "systemd", "venues", "watch", "writer",
     },
     # what a person starts
     "cli": {

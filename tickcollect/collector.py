@@ -42,6 +42,7 @@ from tickcollect.alerts.post import Alerts, ChannelState
 from tickcollect.backfill import Account, Backfill, accounts, still_open, unexplained
 from tickcollect.backlog import destination, upload_status
 from tickcollect.config import Config, check_data_dir
+from tickcollect.coverage import Coverage
 from tickcollect.events import MS_PER_DAY, FuturesTrade, MessageType, RowCheck, time_ms, with_fields
 from tickcollect.exchanges.binance import (
     Decoder,
@@ -56,9 +57,10 @@ from tickcollect.happenings import Happenings, Quarantine, utc_text
 from tickcollect.journal import Journal, JournalError
 from tickcollect.journal import read as journal_entries
 from tickcollect.measured import Measured
+from tickcollect.newest import Newest
 from tickcollect.recovery import this_boot
 from tickcollect.repair import Absent, Found, History, Lost, history_of
-from tickcollect.rest import RestError
+from tickcollect.rest import Rest, RestError
 from tickcollect.segments import (
     Compression,
     DiskError,
@@ -91,6 +93,8 @@ CARRIERS_COMPARED_S = 3600.0
 BACKLOG_INTERVAL_S = 60.0
 RENEWALS_SPREAD = 0.05
 STOP_WITHIN_S = 10.0
+CONCLUDED_WITHIN_S = 3.0
+"""How long a stop may take to find out whether the exchange has rows that did not come."""
 PROBLEMS_SHOWN = 5
 """Feeds whose files are refused, that the status names."""
 FILES_TOLD = 100
@@ -176,7 +180,15 @@ class Collector:
         self.disk = ThreadPoolExecutor(1, "disk")
         self.syncer = ThreadPoolExecutor(1, "sync")
         self.sealer = ThreadPoolExecutor(1, "seal", initializer=_lower_priority)
-        self.writer = Writer(
+        self.writer = self._new_writer()
+        self._newest: dict[Rest, Newest] = {}
+        self.coverage = self._new_coverage()
+        self.silence = self._new_silence()
+        self.clocks = ClockWatch([venue for venue, _ in venue_infos], self.tell)
+        self.listings = ListingWatch(venue_infos, self.tell)
+
+    def _new_writer(self) -> Writer:
+        return Writer(
             self.inbox,
             self.routes,
             self.disk,
@@ -184,14 +196,34 @@ class Collector:
             self.quarantine.keep,
             self._ended,
             self.happenings.write,
-            fetch=self._fetch if config.backfill else None,
+            fetch=self._fetch if self.config.backfill else None,
             fetch_later=self._fetch_later,
             miss=self._miss,
         )
 
-        self.silence = SilenceWatch(self.tell, config.first_data_s, self.writer.fetch)
-        self.clocks = ClockWatch([venue for venue, _ in venue_infos], self.tell)
-        self.listings = ListingWatch(venue_infos, self.tell)
+    def _new_coverage(self) -> Coverage:
+        coverage = Coverage(
+            self.links,
+            self._feeds_of,
+            self._newest_of,
+            self.tell,
+            self._fetch if self.config.backfill else None,
+            self._can_read,
+            self._loop.time,
+        )
+        self.writer.note_live = coverage.note_live
+        return coverage
+
+    def _new_silence(self) -> SilenceWatch:
+        return SilenceWatch(
+            self.links,
+            self._feeds_of,
+            self._newest_of,
+            self.tell,
+            self.config.first_data_s,
+            self.coverage.note_issued,
+            self._can_read,
+        )
 
     async def open(self) -> None:
         """Lock and recover every feed's files, in the disk thread. Raises `SegmentError`."""
@@ -210,6 +242,7 @@ class Collector:
         self.measured.look(self._loop.time())
         self._look_at_disk()
         self.tell("started", PROGRAM, feeds=len(self.feeds), data_dir=str(self.config.data_dir))
+        self.coverage.begin(self.feeds, {feed: _newest_ns(feed) for feed in self.feeds if feed.sequence.newest_time})
 
     def _open_venue(self, venue: Venue, info: ExchangeInfo) -> None:
         by_name: dict[str, Feed] = {}
@@ -267,11 +300,12 @@ class Collector:
 
     # Gaps
 
-    def _fetch(self, feed: Feed, holes: Sequence[tuple[int, int]]) -> None:
-        """Ask history for holes that are held open; the answer goes to the writer."""
+    def _fetch(self, feed: Feed, holes: Sequence[tuple[int, int]]) -> asyncio.Task[None]:
+        """Ask history for holes that are held open, or for what came after them; the answer goes to the writer."""
         task = asyncio.ensure_future(self._fetch_in_place(feed, holes))
         self._fetching.add(task)
         task.add_done_callback(self._fetching.discard)
+        return task
 
     async def _fetch_in_place(self, feed: Feed, holes: Sequence[tuple[int, int]]) -> None:
         try:
@@ -396,7 +430,7 @@ class Collector:
         self.state = "running"
         gc.freeze()  # what exists now stays: the collector of cycles need not look at it again
         background = [self._sync(), self._seal(), self._look_around(), self.clocks.run(), self.listings.run()]
-        background.append(self._look_at_backlog())
+        background += [self._look_at_backlog(), self.coverage.run(), self.silence.run()]
         around = Surroundings(
             self.inbox,
             time.time_ns,
@@ -415,6 +449,7 @@ class Collector:
             helpers = [tasks.create_task(job) for job in background]
             await stop.wait()
             self.state = "stopping"
+            await self.coverage.conclude(CONCLUDED_WITHIN_S)
             for task in (*connections, *self._fetching):
                 task.cancel()
             await asyncio.wait(connections)
@@ -444,6 +479,7 @@ class Collector:
 
     async def close(self) -> Summary:
         """Hand over what is held, make it safe, seal if asked, and tell what was done."""
+        held = {feed: feed.sequence.newest_known_id or 0 for feed in self.feeds if feed.sequence.held}
         try:
             async with asyncio.timeout(STOP_WITHIN_S):
                 await self.writer.finish(self._loop.time())
@@ -452,6 +488,8 @@ class Collector:
         else:
             if self.writer.unwritten():
                 self._tell_not_written(self.writer.blocked[0])
+        alone = {feed: _newest_ns(feed) for feed, id_ in held.items() if (feed.newest_id or 0) < id_}
+        self.coverage.note_unused(alone, "a row came far ahead of the others, and none confirmed it before the stop")
         if self.sealing_now is not None:
             await self.sealing_now
         if self.config.seal_at_stop:
@@ -584,7 +622,7 @@ class Collector:
             await self._loop.run_in_executor(self.sealer, self._seal_one, *self.sealing.get_nowait())
 
     async def _look_around(self) -> None:
-        """Look after silence, midnight, the disk and the connections that carry the same."""
+        """Look after midnight, the disk and the connections that carry the same. Nothing here waits for the network."""
         compared_s = self._loop.time()
         while True:
             await asyncio.sleep(LOOK_INTERVAL_S)
@@ -595,11 +633,6 @@ class Collector:
                 self._tell_carriers()
             self._end_finished_days(now_s, time.time())
             self._look_at_disk()
-            for state, venue in self.links.items():
-                for feed in self._feeds_of(state):
-                    # While the disk takes nothing, it is we who do not read.
-                    if not self.writer.disk_trouble and self.silence.is_silent(feed, state, now_s):
-                        await self.silence.look_into(feed, state, venue, now_s)
 
     async def _look_at_backlog(self) -> None:
         """Look now and then what waits for the upload, where a store is configured."""
@@ -620,6 +653,13 @@ class Collector:
                 copies=state.copies,
                 missed=state.missed,
             )
+
+    def _newest_of(self, venue: Venue) -> Newest:
+        return self._newest.setdefault(venue.rest, Newest(venue, self._loop.time))
+
+    def _can_read(self) -> bool:
+        """Tell whether rows are read at present: not while the disk takes nothing, or the queue is full."""
+        return not self.writer.disk_trouble and not self.inbox.is_full
 
     def _feeds_of(self, state: LinkState) -> list[Feed]:
         return [feed for by_symbol in self.routes[state].values() for feed in by_symbol.values()]
@@ -657,6 +697,7 @@ class Collector:
 
     def snapshot(self) -> status.Snapshot:
         """Return the present state for the status file and the live view."""
+        self.coverage.look()
         now_s = self._loop.time()
         connected = {feed: state.connected for state in self.links for feed in self._feeds_of(state)}
         return status.Snapshot(
@@ -735,7 +776,7 @@ class Collector:
         return Summary(
             rows=sum(feed.rows for feed in self.feeds),
             gaps=sum(feed.gaps for feed in self.feeds),
-            missing=sum(feed.missing_ids for feed in self.feeds),
+            missing=sum(feed.missing_ids for feed in self.feeds) + sum(map(len, self.writer.unwritten().values())),
             filled=sum(feed.filled for feed in self.feeds),
             copies=sum(feed.copies for feed in self.feeds),
             refused=self.quarantine.total,
@@ -752,6 +793,11 @@ class Collector:
 def _same_trade(line: str, other: str) -> bool:
     """Tell whether two rows are one trade: event time and time of arrival may differ between connections."""
     return line.rstrip("\n").split(",")[2:10] == other.rstrip("\n").split(",")[2:10]
+
+
+def _newest_ns(feed: Feed) -> int:
+    """Return the time of the newest trade written, nanoseconds since 1970, by the exchange's clock."""
+    return int(time_ms(feed.sequence.newest_time) * 1e6)
 
 
 def _sealed_ids(feed: Feed) -> Ranges:

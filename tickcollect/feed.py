@@ -250,6 +250,16 @@ class LinkState:
     received_ns: int = 0
     """When anything came last, data or a sign of life, by the wall clock."""
 
+    cuts: "dict[str, Cut]" = field(default_factory=dict)
+    """The streams that no connection of this link carried any more when one ended, until somebody has taken note."""
+
+    def note_end(self, listener: "_Listener", now_s: float) -> None:
+        """Take an open connection out, and note which streams nobody carries on."""
+        self.open.remove(listener)
+        carried = {name for other in self.open for name in other.subscription.acknowledged}
+        cut = Cut(listener.number, now_s, self.received_ns)
+        self.cuts |= {name: cut for name in self.link.streams if name not in carried}
+
     def acknowledged_at_s(self, stream: str) -> float | None:
         """Return since when an open connection's subscription to a stream is acknowledged, by the event loop's clock.
 
@@ -257,6 +267,18 @@ class LinkState:
         """
         since_s = (listener.subscription.acknowledged.get(stream) for listener in self.open)
         return min((at_s for at_s in since_s if at_s is not None), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The end of the last connection that carried a stream."""
+
+    connection: int
+    """Its number: what this and earlier ones have brought tells nothing of what came later."""
+    at_s: float
+    """By the event loop's clock."""
+    heard_ns: int
+    """The last sign of life before, by the wall clock; 0 where there was none."""
 
 
 class Inbox:
@@ -1021,7 +1043,7 @@ class _Session:
         """Close the connection and give back what it held."""
         if self._timer is not None:
             self._timer.cancel()
-        self.state.open.remove(listener)
+        self.state.note_end(listener, asyncio.get_running_loop().time())
         if self.state.current is listener:
             self.state.current = None
         listener.forget()

@@ -3,10 +3,11 @@
 Rules:
 
 1. A silent feed is no gap, because only a later ID proves one. So a feed that is silent for much longer than it usually
-   is gets one look at the exchange: has its market traded past our last ID?
+   is gets one look at the exchange: has its market traded past our last ID? All that are silent are asked about in as
+   few requests as the exchange allows (`newest`), and those first whose rows have stopped coming.
 2. If it has not, the market is quiet, and the next look comes later. If it has, the stream is subscribed again; and if
    that does not help, or nothing ever came (a stream on a wrong route is acknowledged and stays silent), the connection
-   is dropped for a new one. What was missed is fetched.
+   is dropped for a new one. What was missed is unknown until then, and fetched (`coverage`).
 3. A step of this machine's clock is noticed by comparing it with the monotonic clock. Its offset to the exchanges' is
    measured every ten minutes, because `T` and `E` are theirs and the time of arrival is ours. Half the round trip of an
    answer is not known, so nobody is alarmed for it; the quickest of some answers counts. Where another exchange agrees
@@ -18,7 +19,7 @@ Rules:
 import asyncio
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loguru import logger
@@ -27,12 +28,11 @@ from tickcollect.budget import Purpose
 from tickcollect.exchanges.binance import (
     ExchangeInfo,
     exchange_info,
-    history_rows,
-    history_type,
     server_time_ms,
     stream_name,
 )
 from tickcollect.feed import LinkState
+from tickcollect.newest import Answer, Manner, Newest, NotNamed
 from tickcollect.rest import Clock, RestError
 from tickcollect.venues import Venue
 from tickcollect.writer import Feed, Tell
@@ -41,6 +41,8 @@ SHORTEST_SILENCE_S = 10.0
 SILENT_INTERVALS = 20
 """A feed is looked into when it is silent for this many of its usual intervals."""
 SUBSCRIBED_AGAIN_S = 5.0
+SILENCE_LOOK_S = 1.0
+LOOK = Manner(Purpose.LOOK, admitted_within_s=20.0)
 LONGEST_QUIET_CHECK_S = 3600.0
 CLOCK_LOOK_S = 1.0
 CLOCK_STEP_S = 1.0
@@ -73,14 +75,42 @@ class _Silence:
 class SilenceWatch:
     """Knows for how long each feed has been silent, and what to do about it (rules 1 and 2)."""
 
+    links: Mapping[LinkState, Venue]
+    feeds_of: Callable[[LinkState], Sequence[Feed]]
+    newest_of: Callable[[Venue], Newest]
     tell: Tell
     first_data_s: float
     """How long a new subscription may bring nothing."""
-    fetch: Callable[[Feed, Sequence[tuple[int, int]]], None] | None
-    """Fetches small holes; None where that is not wanted."""
+    note_issued: Callable[[Feed, int], None]
+    """Told of rows that the exchange has and a silent feed has not."""
+    can_read: Callable[[], bool]
+    """Whether rows are read at present; while they are not, it is we who are silent."""
     _silences: dict[Feed, _Silence] = field(default_factory=dict)
+    _asking: dict[Newest, asyncio.Task[None]] = field(default_factory=dict)
 
-    def is_silent(self, feed: Feed, state: LinkState, now_s: float) -> bool:
+    async def run(self) -> None:
+        """Look for silent feeds, until cancelled; a ban or a slow answer holds up the looks at that exchange only."""
+        try:
+            while True:
+                await asyncio.sleep(SILENCE_LOOK_S)
+                if self.can_read():
+                    self._look(asyncio.get_running_loop().time())
+        finally:
+            for task in self._asking.values():
+                task.cancel()
+
+    def _look(self, now_s: float) -> None:
+        silent: dict[Newest, dict[Feed, LinkState]] = {}
+        for state, venue in list(self.links.items()):
+            for feed in self.feeds_of(state):
+                if self._is_silent(feed, state, now_s):
+                    silent.setdefault(self.newest_of(venue), {})[feed] = state
+        for newest, feeds in silent.items():
+            asking = self._asking.get(newest)
+            if asking is None or asking.done():
+                self._asking[newest] = asyncio.create_task(self._look_into(newest, feeds, now_s))
+
+    def _is_silent(self, feed: Feed, state: LinkState, now_s: float) -> bool:
         """Tell whether a feed has been silent for so long, by its own rate, that the exchange should be asked."""
         if not state.connected:
             return False
@@ -100,42 +130,37 @@ class SilenceWatch:
             )
         return now_s - since_s > silence.check_after_s
 
-    async def look_into(self, feed: Feed, state: LinkState, venue: Venue, now_s: float) -> None:
-        """Ask once whether the market has traded past our last ID, before anybody is alarmed."""
+    async def _look_into(self, newest: Newest, silent: Mapping[Feed, LinkState], now_s: float) -> None:
+        """Ask once whether the markets have traded past our last IDs, before anybody is alarmed."""
+        first_s = {feed: self._silences[feed].since_s for feed in silent}
+        had_data = {feed: feed.last_seen_s > state.connected_at_s for feed, state in silent.items()}
+        asked = sorted(silent, key=lambda feed: (not had_data[feed], first_s[feed]))
+        await newest.ask(
+            asked, LOOK, lambda feed, answer: self._judge(feed, silent[feed], answer, first_s[feed], now_s)
+        )
+
+    def _judge(self, feed: Feed, state: LinkState, answer: Answer, since_s: float, now_s: float) -> None:
+        """Decide what an answer means for a feed that was silent since `since_s` when it was asked about."""
         silence = self._silences[feed]
-        seconds = round(now_s - silence.since_s)
-        source = venue.market.latest[feed.path.stream]
-        params: dict[str, str | int] = {"symbol": feed.path.symbol, "limit": 1}
-        try:
-            body = await venue.rest.get(venue.market.rest_prefix + source.path, params, weight=source.weight)
-            kind = history_type(venue.market, feed.path.stream, feed.path.symbol)
-            newest = max(kind.ids(history_rows(kind, body)), default=None)
-        except (RestError, ValueError) as error:
+        if silence.since_s != since_s or feed.last_seen_s > since_s:
+            return
+        seconds = round(now_s - since_s)
+        if isinstance(answer, NotNamed):
             silence.check_after_s = seconds + self.first_data_s
-            self.tell("silence_unclear", feed.name, seconds=seconds, detail=str(error))
+            self.tell("silence_unclear", feed.name, seconds=seconds, detail=answer.reason)
             return
-        if feed.last_seen_s > silence.since_s:
-            return
-        self._fetch_unseen(feed, newest)
+        if answer.id is not None and feed.newest_id is not None and answer.id > feed.newest_id:
+            self.note_issued(feed, answer.id)
         known = max(
             (id_ for id_ in (feed.sequence.newest_known_id, silence.newest_id) if id_ is not None), default=None
         )
-        silence.newest_id = newest
-        if newest is None or known is None or newest <= known:
+        silence.newest_id = answer.id
+        if answer.id is None or known is None or answer.id <= known:
             if known is not None:
                 self.tell("quiet", feed.name, seconds=seconds)
             silence.check_after_s = min(seconds * 2.0, seconds + LONGEST_QUIET_CHECK_S)
             return
-        self._end_silence(feed, state, newest, seconds)
-
-    def _fetch_unseen(self, feed: Feed, newest_id: int | None) -> None:
-        """Fetch what the exchange has behind our last ID: a slow market's next row may be long in coming.
-
-        However much that is: nothing is held meanwhile, and what takes too long goes on at the next look.
-        """
-        known = feed.sequence.newest_known_id
-        if newest_id is not None and known is not None and self.fetch is not None and newest_id > known:
-            self.fetch(feed, [(known + 1, newest_id)])
+        self._end_silence(feed, state, answer.id, seconds)
 
     def _end_silence(self, feed: Feed, state: LinkState, newest_id: int, seconds: int) -> None:
         """Do something about a feed that is silent while its market trades: subscribe again, then connect anew."""
@@ -177,7 +202,9 @@ class ListingWatch:
     async def _look(self, venue: Venue) -> None:
         market = venue.market
         try:
-            body = await venue.rest.get(f"{market.rest_prefix}/exchangeInfo", weight=market.exchange_info_weight)
+            body = await venue.rest.get(
+                f"{market.rest_prefix}/exchangeInfo", weight=market.exchange_info_weight, purpose=Purpose.LOOK
+            )
             info = await asyncio.to_thread(exchange_info, market, body)
         except (RestError, ValueError) as error:
             logger.debug("{}: its list of symbols cannot be read again: {}", market.name, error)

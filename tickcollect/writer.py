@@ -164,6 +164,21 @@ class Feed:
     """Since when it is not known whether IDs are missing, by the wall clock; None while everything up to the newest row
     is known to be here or on record as missing. Kept by `Coverage`."""
     unknown_reason: str = ""
+    issued_id: int | None = None
+    """The exchange has said more than once that it has rows up to this ID; None where we have what it has."""
+    public_ids: tuple[int, int] = (-1, -1)
+    """The ID of the newest trade, and that of the newest row behind it that is none."""
+
+    @property
+    def newest_id(self) -> int | None:
+        """The ID of the newest row that was written or is about to be; None before the first."""
+        return None if self.sequence.next_id is None else self.sequence.next_id - 1
+
+    @property
+    def newest_public_id(self) -> int | None:
+        """The ID of the newest row that the exchange's REST knows too: placeholders are on the stream only."""
+        trade_id, id_ = self.public_ids
+        return trade_id if id_ == self.newest_id else self.newest_id
 
     @property
     def held_gaps(self) -> list[tuple[int, int]]:
@@ -175,7 +190,10 @@ class Feed:
     @property
     def missing_ids(self) -> int:
         """How many IDs are known not to be in the files."""
-        return self.open.count + self.lost + sum(last - first + 1 for first, last in self.held_gaps)
+        held = sum(last - first + 1 for first, last in self.held_gaps)
+        newest = self.sequence.newest_known_id
+        ahead = 0 if self.issued_id is None or newest is None else max(0, self.issued_id - newest)
+        return self.open.count + self.lost + held + ahead
 
     @property
     def has_placeholders(self) -> bool:
@@ -214,10 +232,12 @@ class Writer:
     """Takes segments that wait for sealing."""
     write_journal: Callable[[], None]
     """Called in the disk thread, before a segment ends at a gap and after each write."""
-    fetch: Callable[[Feed, Sequence[tuple[int, int]]], None] | None = None
+    fetch: Callable[[Feed, Sequence[tuple[int, int]]], object] | None = None
     """Asks history for small holes; the answer comes by `fill`, `note_absent` and in any case `settle`."""
     fetch_later: Callable[[Feed, int, int], None] | None = None
     """Leaves a declared gap to the background."""
+    note_live: Callable[[Feed, int, int], None] | None = None
+    """Told, while it is not known whether IDs of a feed are missing, of a newer row: its connection and its ID."""
     miss: Callable[[Feed, int, int], None] | None = None
     """Told in the disk thread of rows that were in a file and are gone with it."""
     stopping: bool = False
@@ -408,21 +428,33 @@ class Writer:
         if feed.carried.get(batch.connection) != ids[0] - 1:
             self._note_carrier(feed, batch, ids[0])
         feed.carried[batch.connection] = ids[-1]
+        expected_id = feed.sequence.next_id
         steps = feed.sequence.take(ids, [row.T for row in rows], lines, now_s, batch.connection)
         if len(steps) == 1 and isinstance(steps[0], gaps.Run) and steps[0].rows is lines and not feed.not_trade_ids:
             self._add(feed, steps[0].ids, steps[0].times, lines, block)
             feed.meter.take(batch.received_ns, rows[0].E, rows[-1].E, len(rows))
         else:
-            copies = feed.copies
-            self._take_steps(feed, steps)
-            copies = feed.copies - copies
-            batch.link.copies += copies
-            if copies < len(rows):
-                feed.meter.take(batch.received_ns, rows[0].E, rows[-1].E, len(rows) - copies)
+            self._take_unusual(feed, steps, rows, batch)
         if feed.sequence.held:
             self._waiting[feed] = None
         else:
             feed.not_trade_ids.clear()
+        if feed.unknown_since_ns is not None:
+            self._note_newer(feed, batch.connection, ids[-1], expected_id)
+
+    def _take_unusual(self, feed: Feed, steps: Sequence[gaps.Step[str]], rows: Sequence[Message], batch: Batch) -> None:
+        """Take rows that are not just the next ones; copies do not count for the feed's latency."""
+        copies = feed.copies
+        self._take_steps(feed, steps)
+        copies = feed.copies - copies
+        batch.link.copies += copies
+        if copies < len(rows):
+            feed.meter.take(batch.received_ns, rows[0].E, rows[-1].E, len(rows) - copies)
+
+    def _note_newer(self, feed: Feed, connection: int, id_: int, expected_id: int | None) -> None:
+        """Say of a feed of which it is not known whether IDs are missing that a row newer than all others came."""
+        if self.note_live is not None and (expected_id is None or id_ >= expected_id):
+            self.note_live(feed, connection, id_)
 
     def _admitted(self, feed: Feed, rows: list[Message], lines: list[str]) -> tuple[list[Message], list[str]]:
         """Keep the rows whose text is right; the others go to quarantine (rule 1)."""
@@ -618,6 +650,8 @@ class Writer:
             if line and (feed.write_not_trades or id_ not in feed.not_trade_ids)  # what was never published has no text
         ]
         feed.not_trade_ids.difference_update(not_trades)
+        trade_id = feed.public_ids[0] if feed.public_ids[1] == ids.start - 1 else ids.start - 1
+        feed.public_ids = (max(set(ids).difference(not_trades), default=trade_id), ids[-1])
         for day, group in groupby(kept, key=lambda row: day_of(row[1])):
             rows = list(group)
             self._add_piece(feed, day, [row[0] for row in rows], "".join(row[2] for row in rows).encode())

@@ -59,6 +59,20 @@ class Source:
     """How old a row may be, as Binance says it."""
 
 
+@dataclass(frozen=True)
+class Tickers:
+    """The REST call that names the newest single trade of many symbols (`lastId`): the last 24 hours' statistics.
+
+    Binance rest-api.md, "24hr ticker price change statistics" (2026-07): weight 2 for up to 20 symbols, 40 for up to
+    100, 80 for more; its derivatives' "24hr Ticker Price Change Statistics" (2026-08): 40 for all symbols at once.
+    """
+
+    path: str
+    weight: int
+    symbols: int | None
+    """How many symbols are named in one request; None: they cannot be named, and all come."""
+
+
 _TRADE_NAMES = {"t": "id", "p": "price", "q": "qty", "T": "time", "m": "isBuyerMaker"}
 _FUTURES_LATEST = {
     "trade": Source("/trades", 5, 1000, _TRADE_NAMES),
@@ -89,6 +103,8 @@ class Market:
     """Where the newest rows of each stream are."""
     history: Mapping[str, Source]
     """Where older rows of each stream are, by ID."""
+    tickers: Tickers
+    """Where the newest trades of many symbols are named at once."""
 
 
 MARKETS: dict[str, Market] = {
@@ -114,6 +130,7 @@ MARKETS: dict[str, Market] = {
                 "trade": Source("/historicalTrades", 25, 1000, _TRADE_NAMES),
                 "aggTrade": Source("/aggTrades", 4, 1000, {}),
             },
+            tickers=Tickers("/ticker/24hr", 2, 20),
         ),
         Market(
             name="binance-futures",
@@ -132,6 +149,7 @@ MARKETS: dict[str, Market] = {
                 "trade": Source("/historicalTrades", 200, 500, _TRADE_NAMES, "X-MBX-APIKEY", "one month"),
                 "aggTrade": Source("/aggTrades", 20, 1000, {}, "", "48 hours"),
             },
+            tickers=Tickers("/ticker/24hr", 40, None),
         ),
         Market(
             name="binance-delivery",
@@ -150,6 +168,7 @@ MARKETS: dict[str, Market] = {
                 "trade": Source("/historicalTrades", 200, 500, _TRADE_NAMES, "X-MBX-APIKEY", "one month"),
                 "aggTrade": Source("/aggTrades", 20, 1000, {}, "", "24 hours"),
             },
+            tickers=Tickers("/ticker/24hr", 40, None),
         ),
     )
 }
@@ -473,6 +492,28 @@ def history_rows(kind: MessageType, body: bytes) -> list[Message]:
     """
     rows: list[Message] = _decoded(body, list[kind])  # type: ignore[valid-type]  # a class made above
     return rows
+
+
+def ticker_params(tickers: Tickers, symbols: Sequence[str]) -> dict[str, str | int]:
+    """Return what to ask for the statistics of these symbols with."""
+    return {} if tickers.symbols is None else {"symbols": orjson.dumps(symbols).decode(), "type": "MINI"}
+
+
+def newest_trade_ids(body: bytes) -> dict[str, int]:
+    """Read the statistics of many symbols: the ID of the newest trade of each, or -1.
+
+    Raises `UnreadableAnswerError` for anything else, and where two entries of one symbol contradict each other.
+    """
+    found: dict[str, int] = {}
+    for entry in _decoded(body, list[_Ticker]):
+        if found.setdefault(entry.symbol, entry.lastId) != entry.lastId:
+            raise UnreadableAnswerError(f"two newest trades of {entry.symbol}")
+    return found
+
+
+class _Ticker(msgspec.Struct):
+    symbol: str
+    lastId: int  # noqa: N815 - the exchange's own name
 
 
 def nearest_symbols(name: str, known: Sequence[str]) -> list[str]:
