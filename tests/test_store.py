@@ -176,7 +176,7 @@ class Told:
     def put(self, key: str, source: Source, digests: Digests) -> Receipt:
         raise NotImplementedError
 
-    def read_back(self, key: str) -> str:
+    def read_back(self, key: str, also: Callable[[bytes], None] = lambda _chunk: None) -> str:
         self.downloads += 1
         return hashlib.sha256(self.data).hexdigest()
 

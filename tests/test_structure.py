@@ -27,6 +27,7 @@ LAYOUT: dict[str, set[str]] = {
     # the files of a feed
     "salvage": {"events"},
     "feed_record": {"events", "files"},
+    "sealed": {"events", "files", "salvage"},
     "recovery": {"feed_record", "files", "salvage"},
     "segments": {"feed_record", "files", "hours", "recovery", "salvage"},
     # the path of a row, and the way back to what is missing
@@ -48,7 +49,11 @@ LAYOUT: dict[str, set[str]] = {
     "metrics": {"", "status"},
     "report": {"alerts", "config", "events", "exchanges", "files", "gaps", "hours", "journal", "measured", "status"},
     "store": {"", "config", "files"},
-    "upload": {"", "backlog", "config", "files", "happenings", "journal", "status", "store"},
+    "deliveries": {"journal", "sealed"},
+    "upload": {
+        "", "backlog", "config", "deliveries", "events", "exchanges", "files", "happenings", "journal", "salvage",
+        "sealed", "status", "store",
+    },
     "check": {
         "alerts", "budget", "config", "events", "exchanges", "feed", "files", "rest", "status", "store", "venues",
     },

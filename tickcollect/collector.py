@@ -592,6 +592,7 @@ class Collector:
                 csv_bytes=segment.size,
                 csv_sha256=sealed.csv.sha256,
                 columns=columns,
+                sha256=sealed.sha256,
                 hours=sealed.hours,
             )
 

@@ -32,6 +32,7 @@ descriptor of the others.
 
 import errno
 import fcntl
+import hashlib
 import os
 import resource
 import threading
@@ -350,6 +351,8 @@ class Sealed:
     csv: Digest
     hours: list[int]
     """Rows by UTC hour of their trade time."""
+    sha256: str
+    """Of the packed file, in hex."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -728,11 +731,13 @@ class Segments:
                 digest = self._pack(segment, final, hours)
             sync_directory(final.parent)
             size = final.stat().st_size
+            with final.open("rb") as packed:
+                sha256 = hashlib.file_digest(packed, "sha256").hexdigest()
             segment.path.unlink()
         except OSError as error:
             raise _disk_error("seal", segment.path, error) from error
         self._unsealed.discard(segment.path)
-        return Sealed(final, segment, size, digest, hours.hours)
+        return Sealed(final, segment, size, digest, hours.hours, sha256)
 
     def _pack(self, segment: Segment, final: Path, hours: HourCount) -> Digest:
         packing = PACKINGS[self._compression]

@@ -1,12 +1,15 @@
 """One run of the upload: every sealed file to the store, proved there, recorded; and, if asked, deleted here.
 
-    sealed files, oldest first ─▶ digest ─▶ look ─▶ put ─▶ prove ─▶ journal `uploaded` ─▶ (journal `deleted`, unlink)
+    sealed files, oldest first ─▶ inspect and digest ─▶ look ─▶ put ─▶ prove ─▶ journal `uploaded`
+                                       │                                            └─▶ (journal `deleted`, unlink)
+                                       └─▶ damaged: held back and told
 
 Rules:
 
 1. A file counts as delivered when the journal says so for this store and these bytes. The entry is written after the
    proof (`store.arrival`) and synced; whatever kills a run before loses only the entry, and the next run finds the file
-   there and looks whether it is the same.
+   there and looks whether it is the same. What contradicts an entry later (`store_lost`, `name_taken`) is journaled
+   too, so that no later run believes it.
 2. A name that is taken by other content is never written again: the file stays here and is told.
 3. One file's failure holds up no other. What concerns all (credentials, no bucket) stops the run at once. What may pass
    is tried again, patiently, until the run's deadline.
@@ -14,8 +17,12 @@ Rules:
    that were proved, and the store, asked once more, holds them. The journal has the deletion before it happens.
 5. One run at a time in a data directory; the collector is not disturbed. A killed run leaves nothing to clean up by
    hand.
+6. What is sent, counted as there or deleted is what was sealed: the bytes are inspected (`sealed`) as they are
+   digested, and the digests are what the store's are compared with. A damaged file is held back, told and journaled
+   (`damaged`); it is never sent and never deleted, and other files go on.
 """
 
+import errno
 import fcntl
 import os
 import threading
@@ -32,10 +39,15 @@ from loguru import logger
 
 from tickcollect.backlog import BacklogError, UploadRun, write_run
 from tickcollect.config import Config
+from tickcollect.deliveries import KINDS, Deliveries, Proof
+from tickcollect.events import FuturesTrade
+from tickcollect.exchanges import MARKETS
 from tickcollect.files import FILE_MODE, QUARANTINE, FeedPath, NameRefusedError, SegmentName, sync_directory
 from tickcollect.happenings import HAPPENINGS, utc_text
-from tickcollect.journal import Entry, Journal, JournalError
+from tickcollect.journal import Journal, JournalError
 from tickcollect.journal import read as journal_entries
+from tickcollect.salvage import Numbering
+from tickcollect.sealed import DamagedError, Inspection, UncheckableError
 from tickcollect.status import size, span
 from tickcollect.store import (
     Absent,
@@ -71,10 +83,9 @@ LEFTOVERS_AFTER = timedelta(days=1)
 FEW_ATTEMPTS = 5
 """For what waiting does not heal by itself, such as damaged bytes."""
 WAITING_HEALS = frozenset({"busy", "network"})
-NOT_THERE = frozenset({"name_taken", "wrong_bytes", "unproven", "gone"})
+NOT_THERE = frozenset({"name_taken", "wrong_bytes", "unproven", "gone", "damaged_file", "uncheckable"})
 """Failures that contradict a record of the file's arrival; others leave it standing."""
 FAILURES_TOLD = 10
-UPLOADED = frozenset({"uploaded"})
 
 
 class BusyError(Exception):
@@ -164,17 +175,6 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
-    """What the journal holds of a delivered file."""
-
-    bytes: int
-    mtime_ns: int
-    sha256: str
-    key: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
 class Failure:
     """Why a file is not there, or not deleted. `kind` groups them."""
 
@@ -241,20 +241,17 @@ def _link(file: str) -> Failure:
     )
 
 
-def proofs(entries: Iterable[Entry], store: str, items: Iterable[Item]) -> dict[str, Proof]:
-    """Return what the journal says of these files and this store; the newest entry counts."""
-    wanted = {item.file for item in items}
-    found: dict[str, Proof] = {}
-    for entry in entries:
-        facts = entry.facts
-        if facts.get("store") != store or facts.get("file") not in wanted:
-            continue
-        numbers = [facts.get(name) for name in ("bytes", "mtime_ns")]
-        texts = [facts.get(name) for name in ("sha256", "key", "proof")]
-        match numbers, texts:
-            case [int(count), int(mtime_ns)], [str(sha256), str(key), str(text)]:
-                found[facts["file"]] = Proof(count, mtime_ns, sha256, key, text)
-    return found
+def inspection_of(feed: FeedPath, name: SegmentName, file: str, known: Deliveries) -> Inspection:
+    """Return what holds a file against what is on record of it. Raises `UncheckableError`."""
+    member = Path(file).name.removesuffix(name.packing)
+    return Inspection(feed, name, member, _numbering(feed), known.sealed.get(file))
+
+
+def _numbering(feed: FeedPath) -> Numbering:
+    market = MARKETS.get(feed.exchange)
+    kind = None if market is None else market.message_types.get(feed.stream)
+    is_proved = kind is not None and not issubclass(kind, FuturesTrade)
+    return Numbering.BY_ONE if is_proved else Numbering.RISING
 
 
 def is_known(item: Item, proof: Proof | None) -> bool:
@@ -322,8 +319,10 @@ class Outcome:
     failures: list[Failure] = field(default_factory=list)
     stopped_by: UnusableError | None = None
     interrupted: bool = False
-    taken: list[tuple[str, dict[str, object]]] = field(default_factory=list)
-    """Feed and facts of each name that was taken by other content."""
+    told: list[Note] = field(default_factory=list)
+    """What was told of single files: names that were taken, files that are damaged, objects that are gone."""
+    lost_before: int = 0
+    """Files that an earlier run found missing or changed in the store, and that are not here."""
 
     @property
     def complete(self) -> bool:
@@ -366,11 +365,15 @@ class Outcome:
             lines.append(f"deleted {_files(self.deleted)} here ({size(self.deleted_bytes)})")
         if self.waiting:
             lines.append(f"oldest waiting: {self.waiting[0].file}")
+        if self.lost_before:
+            lines.append(
+                f"not here, and found missing or changed there by an earlier --verify: {_files(self.lost_before)} "
+                "(see `store_lost` in journal.jsonl)"
+            )
         return lines
 
     def notes(self) -> list[Note]:
-        """Return what is to be told of the run as a whole."""
-        notes: list[Note] = [("name_taken", feed, facts) for feed, facts in self.taken]
+        """Return what is to be told of the run: of single files, and last of the run as a whole."""
         if self.complete:
             facts: dict[str, object] = {
                 "files": self.sent,
@@ -378,14 +381,14 @@ class Outcome:
                 "already": self.already,
                 "seconds": round(self.seconds, 1),
             }
-            return [*notes, ("upload_done", self.store, facts)]
+            return [*self.told, ("upload_done", self.store, facts)]
         facts = {
             "sent": self.sent,
             "waiting": len(self.waiting),
             "waiting_bytes": self.waiting_bytes,
             "reason": " | ".join(self.reasons),
         }
-        return [*notes, ("upload_failed", self.store, facts)]
+        return [*self.told, ("upload_failed", self.store, facts)]
 
     def as_run(self) -> UploadRun:
         """Return what is kept for the status."""
@@ -427,15 +430,31 @@ class Foreseen:
 def foresee(data_dir: Path, store: Store, options: Options, now_ns: int) -> tuple[list[Foreseen], list[Failure]]:
     """Return what a run would do, asking the store but changing nothing. Raises `StoreError`, `JournalError`."""
     items, strange = _listed(data_dir)
-    known = proofs(journal_entries(data_dir / "journal.jsonl", UPLOADED), store.name, items)
+    known = _deliveries(data_dir, store.name, items, options)
     found = []
     for item in items:
-        proof = known.get(item.file)
-        doing = "" if is_known(item, proof) and not options.verify else _foreseen(store, item, proof)
+        proof = known.proof(item.file)
+        doing = "" if _is_settled(item, known) and not options.verify else _foreseen(store, item, proof)
+        sealed = known.sealed.get(item.file)
+        if sealed is not None and sealed.bytes != item.bytes:
+            doing = f"keep: it is damaged, {sealed.bytes:,} bytes were sealed"
         if is_due(item, options, now_ns) and not doing.startswith("keep"):
             doing = f"{doing}, delete here" if doing else "delete here"
         found.append(Foreseen(item, doing))
     return found, strange
+
+
+def _deliveries(data_dir: Path, store: str, items: Iterable[Item], options: Options) -> Deliveries:
+    """Read what the journal says of these files and this store; of all files where they are to be verified."""
+    wanted = None if options.verify else {item.file for item in items}
+    return Deliveries(store, wanted).take(journal_entries(data_dir / "journal.jsonl", KINDS))
+
+
+def _is_settled(item: Item, known: Deliveries) -> bool:
+    """Tell whether a file needs no look: it was proved to be there, and nothing on record speaks against it."""
+    sealed = known.sealed.get(item.file)
+    is_as_sealed = sealed is None or sealed.bytes == item.bytes
+    return is_known(item, known.proof(item.file)) and is_as_sealed and item.file not in known.damaged
 
 
 def _foreseen(store: Store, item: Item, proof: Proof | None) -> str:
@@ -481,7 +500,7 @@ class Run:
         self._world = world
         self._progress = progress
         self._deadline_s = world.monotonic_s() + patience.within_s
-        self._proofs: dict[str, Proof] = {}
+        self._known = Deliveries(store.name, None)
         self._taken: set[str] = set()
         self._most_attempts = 0
         self._may_look = False
@@ -493,10 +512,12 @@ class Run:
         """Settle everything. Raises `UploadError`, `JournalError`."""
         items, strange = _listed(data_dir)
         self.outcome.failures += strange
-        self._proofs = proofs(journal_entries(data_dir / "journal.jsonl", UPLOADED), self._store.name, items)
+        self._known = _deliveries(data_dir, self._store.name, items, self._options)
+        gone = self._gone(items)
+        self.outcome.lost_before = 0 if self._options.verify else len(self._known.lost.keys() - {i.file for i in items})
         todo = [item for item in items if self._has_to_be_looked_at(item)]
         self._progress.begin(len(todo), sum(item.bytes for item in todo))
-        waiting = self._settle_all(todo, parallel)
+        waiting = self._settle_all(todo, gone, parallel)
         self.outcome.waiting = sorted(waiting, key=lambda item: (item.name.day, item.file))
         self.outcome.already = len(items) - self.outcome.sent - len(waiting)
         self.outcome.ended_ns = self._world.time_ns()
@@ -507,30 +528,40 @@ class Run:
     def _finish(self, data_dir: Path) -> None:
         """Put the run on record."""
         try:
-            for event, subject, facts in self.outcome.notes():
-                self._journal.append(event, subject=subject, **facts)
+            event, subject, facts = self.outcome.notes()[-1]
+            self._journal.append(event, subject=subject, **facts)
             write_run(data_dir, self.outcome.as_run())
         except (JournalError, BacklogError) as error:
             self._note(Failure("", "journal", str(error)), error)
 
     def _has_to_be_looked_at(self, item: Item) -> bool:
         due = is_due(item, self._options, self._world.time_ns())
-        return self._options.verify or due or not is_known(item, self._proofs.get(item.file))
+        return self._options.verify or due or not _is_settled(item, self._known)
 
-    def _settle_all(self, todo: list[Item], parallel: int) -> list[Item]:
+    def _gone(self, items: Iterable[Item]) -> list["Gone"]:
+        """Return the files that the store was proved to hold and that are not here, where they are to be verified."""
+        here = {item.file for item in items}
+        proved = self._known.proved.items() if self._options.verify else ()
+        return [gone for file, proof in proved if file not in here and (gone := Gone.of(file, proof))]
+
+    def _settle_all(self, todo: list[Item], gone: list["Gone"], parallel: int) -> list[Item]:
         """Return the files that are not there afterwards."""
-        waiting = [item for item in todo if not is_known(item, self._proofs.get(item.file))]
+        waiting = [item for item in todo if not is_known(item, self._known.proof(item.file))]
         try:
-            probe = self._patiently(self._store.probe)
+            probe = self._patiently("looking at the store", self._store.probe)
             logger.debug("{}: {}", self._store.name, probe.text)
             self._may_look = probe.may_look
             older_than = datetime.fromtimestamp(self._world.time_ns() / NS_PER_S, UTC) - LEFTOVERS_AFTER
-            if leftovers := self._patiently(partial(self._store.abort_leftovers, older_than)):
+            remove = partial(self._store.abort_leftovers, older_than)
+            if leftovers := self._patiently("removing what interrupted uploads left", remove):
                 logger.info("{}: {} interrupted uploads of earlier runs removed", self._store.name, leftovers)
         except StoreError as error:
             self._note(Failure("", error.kind, str(error)), error)
             return waiting
-        return self._settle_each(todo, parallel) if todo else []
+        waiting = self._settle_each(todo, parallel) if todo else []
+        with ThreadPoolExecutor(parallel, "verify") as threads:
+            list(threads.map(self._verify_gone, gone))
+        return waiting
 
     def _settle_each(self, todo: list[Item], parallel: int) -> list[Item]:
         """Settle the smallest file first, alone until it has been tried once: what concerns all files shows on it."""
@@ -553,20 +584,22 @@ class Run:
             self._progress.ended(item.file)
 
     def _bring(self, item: Item) -> bool:
-        there = is_known(item, self._proofs.get(item.file))
+        there = is_known(item, self._known.proof(item.file))
         if self._world.monotonic_s() > self._deadline_s:
             text = "the time for this run is over (UPLOAD_WITHIN_H); the next run goes on"
             self._note(Failure(item.file, "late", text), None)
             return there
         try:
             with open_source(item.path, look_up=self._look_up) as source:
-                digests = source.digests(self._store.limits)
-                key = self._delivered(item, source, digests)
+                digests, checked = self._inspected(item, source)
+                key = self._delivered(item, source, digests, checked)
                 there = True
                 if is_due(item, self._options, self._world.time_ns()):
-                    self._patiently(partial(self._delete, item, source, digests, key))
+                    self._patiently(f"deleting {item.file}", partial(self._delete, item, source, digests, key))
         except BrokenOffError:
             pass
+        except DamagedError as error:
+            there = self._hold_back(item, str(error))
         except StoreError as error:
             there = there and error.kind not in NOT_THERE
             self._note(Failure(item.file, error.kind, _with_file(item.file, str(error))), error)
@@ -574,6 +607,44 @@ class Run:
             there = True
             self._note(Failure(item.file, "journal", str(error)), error)
         return there
+
+    def _inspected(self, item: Item, source: Source) -> tuple[Digests, str]:
+        """Read a file once; return its digests and what it was held against. Raises `DamagedError`, `RefusedError`."""
+        try:
+            inspection = inspection_of(item.feed, item.name, item.file, self._known)
+            digests = source.digests(self._store.limits, inspection.feed)
+            return digests, inspection.end()
+        except UncheckableError as error:
+            raise RefusedError("uncheckable", f"{item.file}: held back, because {error}.") from error
+        except RefusedError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO:
+                raise DamagedError("the disk cannot read it (input/output error)") from error
+            raise
+        except DamagedError as error:
+            if (source.size, source.mtime_ns) != (item.bytes, item.mtime_ns):
+                raise RefusedError(
+                    "changed", f"{item.file}: became another file since this run began. The next run takes it."
+                ) from error
+            raise
+
+    def _hold_back(self, item: Item, detail: str) -> bool:
+        """Tell that a file is damaged; return whether the store still holds the bytes that were proved before."""
+        proof = self._known.proof(item.file)
+        held = False
+        if proof is not None and proof.checked:
+            with suppress(StoreError):  # then it is not known, and not claimed
+                gone = Gone(item.file, item.feed, item.name, proof)
+                held = not self._patiently(f"looking at {item.file}", partial(self._contradiction, gone))
+        there = f" {self._store.name} still holds the bytes that were sealed." if held else ""
+        text = (
+            f"{item.file} is damaged: {detail}. It is neither sent nor deleted.{there} Put a good copy in its place, "
+            "or restart the collector: it moves the file to quarantine and fetches its rows again."
+        )
+        if self._known.damaged.get(item.file) != detail:
+            where = {"store": self._store.name} if held else {}
+            self._tell_of(item.feed, "damaged", item.file, item.name, detail=detail, **where)
+        self._note(Failure(item.file, "damaged_file", text), None)
+        return held
 
     def _note(self, failure: Failure, error: Exception | None) -> None:
         """Keep a failure; one that concerns all files stops the run."""
@@ -591,7 +662,7 @@ class Run:
         if self._world.halt.is_set():
             raise BrokenOffError("stopped", "stopped")
 
-    def _patiently(self, attempt: Callable[[], Result]) -> Result:
+    def _patiently(self, doing: str, attempt: Callable[[], Result]) -> Result:
         """Return what `attempt` returns, tried again while that may help and there is time."""
         pause_s, attempts = self._patience.first_s, 0
         while True:
@@ -604,33 +675,34 @@ class Run:
                 too_late = self._world.monotonic_s() + wait_s > self._deadline_s
                 if too_late or (error.kind not in WAITING_HEALS and attempts >= FEW_ATTEMPTS):
                     raise
-                self._tell_waiting(error, attempts, wait_s)
+                self._tell_waiting(doing, error, attempts, wait_s)
             else:
                 self._most_attempts = 0
                 return result
             self._world.halt.wait(wait_s)
             pause_s = min(pause_s * 2, self._patience.longest_s)
 
-    def _tell_waiting(self, error: TemporaryError, attempts: int, wait_s: float) -> None:
+    def _tell_waiting(self, doing: str, error: TemporaryError, attempts: int, wait_s: float) -> None:
         """Say that the store is waited for: once for each round, not for each file."""
         self._tried.set()
         with self._lock:
             level = "WARNING" if attempts > self._most_attempts else "DEBUG"
             self._most_attempts = max(self._most_attempts, attempts)
-        logger.log(level, "{} Again in {}.", error, span(wait_s))
+        logger.log(level, "{}, attempt {}: {} Again in {}.", doing, attempts, error, span(wait_s))
 
     # Delivering
 
-    def _delivered(self, item: Item, source: Source, digests: Digests) -> str:
+    def _delivered(self, item: Item, source: Source, digests: Digests, checked: str) -> str:
         """Return the name under which the store holds the file, proved and recorded."""
-        proof = self._proofs.get(item.file)
+        proof = self._known.proved.get(item.file)
         key = proof.key if proof is not None and proof.sha256 == digests.sha256 else item.file
+        doing = f"sending {item.file}"
         try:
-            return self._patiently(partial(self._deliver, item, key, source, digests))
+            return self._patiently(doing, partial(self._deliver, item, key, source, digests, checked))
         except NameTakenError as error:
             if not self._options.rename_taken or key != item.file:
-                facts: dict[str, object] = {"file": item.file, "key": key, "detail": str(error)}
-                self.outcome.taken.append((item.feed_name, facts))
+                where = {"store": self._store.name, "key": key, "detail": str(error)}
+                self._tell_of(item.feed, "name_taken", item.file, item.name, **where)
                 raise NameTakenError(
                     error.kind,
                     f"{error} It is not overwritten, and the file stays here. See which of the two is right; "
@@ -638,19 +710,20 @@ class Run:
                 ) from error
             key = renamed(item.file, digests.sha256)
             logger.warning("{} This file goes beside it, as {}.", error, key)
-        return self._patiently(partial(self._deliver, item, key, source, digests))
+        return self._patiently(doing, partial(self._deliver, item, key, source, digests, checked))
 
-    def _deliver(self, item: Item, key: str, source: Source, digests: Digests) -> str:
+    def _deliver(self, item: Item, key: str, source: Source, digests: Digests, checked: str) -> str:
         """Look, put, prove, record: one attempt."""
-        known = self._proofs.get(item.file)
+        known = self._known.proof(item.file)
         is_on_record = known is not None and (known.sha256, known.key) == (digests.sha256, key)
         found = self._look(key)
         if isinstance(found, Held):
             by = self._same(key, found, digests)
             if item.file in self._taken:
                 self._count_sent(item)
-            if not is_on_record or (known is not None and known.mtime_ns != source.mtime_ns):
-                self._record(item, source, key, digests, f"held: {by}", found)
+            is_as_recorded = known is not None and (known.mtime_ns, bool(known.checked)) == (source.mtime_ns, True)
+            if not is_on_record or not is_as_recorded or item.file in self._known.damaged:
+                self._record(item, source, key, digests, f"held: {by}", found, checked)
             self._progress.went(item.bytes)
             return key
         if isinstance(found, CannotTell) and is_on_record:
@@ -661,7 +734,9 @@ class Run:
             self._progress.went(item.bytes)
             return key
         if is_on_record:
-            logger.warning("{}: {} was there and is gone. It is sent again.", self._store.name, key)
+            detail = f"{self._store.name}: {key} was there and is gone"
+            logger.warning("{}. It is sent again.", detail)
+            self._lose(item.feed, item.file, item.name, key, detail)
         went = _Counted(self._progress)
         source.went = went
         try:
@@ -670,12 +745,12 @@ class Run:
             proof = arrival(self._store, key, digests, receipt)
         except NameTakenError:
             went.undo()
-            return self._look_at_taken(item, source, key, digests)
+            return self._look_at_taken(item, source, key, digests, checked)
         except BaseException:
             went.undo()
             raise
         self._count_sent(item)
-        self._record(item, source, key, digests, proof, receipt.said)
+        self._record(item, source, key, digests, proof, receipt.said, checked)
         return key
 
     def _count_sent(self, item: Item) -> None:
@@ -697,7 +772,7 @@ class Run:
             raise NameTakenError("name_taken", f"{self._store.name}: {key} is taken by other content ({by}).")
         return by
 
-    def _look_at_taken(self, item: Item, source: Source, key: str, digests: Digests) -> str:
+    def _look_at_taken(self, item: Item, source: Source, key: str, digests: Digests, checked: str) -> str:
         """Find out what a name is taken by: the same, when an answer was lost on its way or two runs met."""
         found = self._look(key)
         if isinstance(found, Absent):
@@ -709,10 +784,12 @@ class Run:
             )
         by = self._same(key, found, digests)
         self._progress.went(item.bytes)
-        self._record(item, source, key, digests, f"held: {by}", found)
+        self._record(item, source, key, digests, f"held: {by}", found, checked)
         return key
 
-    def _record(self, item: Item, source: Source, key: str, digests: Digests, proof: str, held: Held) -> None:
+    def _record(
+        self, item: Item, source: Source, key: str, digests: Digests, proof: str, held: Held, checked: str
+    ) -> None:
         """Put a delivery on record, safe from power loss. Raises `JournalError`."""
         self._tell(
             "uploaded",
@@ -725,26 +802,103 @@ class Run:
             key=key,
             proof=proof,
             etag=held.etag,
+            checked=checked,
         )
         self._journal.sync()
         with self._lock:
-            self._proofs[item.file] = Proof(digests.size, source.mtime_ns, digests.sha256, key, proof)
+            self._known.prove(
+                item.file, Proof(digests.size, source.mtime_ns, digests.sha256, key, proof, checked, held.etag)
+            )
 
     def _tell(self, event: str, subject: str, **facts: object) -> None:
         level, text = HAPPENINGS[event]
         logger.log(level, "{}", text.format(subject=subject, **facts))
         self._journal.append(event, subject=subject, **facts)
 
+    def _tell_of(self, feed: FeedPath, event: str, file: str, name: SegmentName, **facts: object) -> None:
+        """Tell of a file's IDs, at once and safely, because a later run must not believe what was before."""
+        assert name.last_id is not None
+        whole = {"file": file, "first_id": name.first_id, "last_id": name.last_id}
+        whole |= {"count": name.last_id - name.first_id + 1, **facts}
+        subject = f"{feed.exchange}/{feed.stream}/{feed.symbol}"
+        with self._lock:
+            self.outcome.told.append((event, subject, whole))
+        try:
+            self._journal.append(event, subject=subject, **whole)
+            self._journal.sync()
+        except JournalError as error:
+            self._note(Failure(file, "journal", str(error)), error)
+
+    # Verifying what is not here
+
+    def _lose(self, feed: FeedPath, file: str, name: SegmentName, key: str, detail: str) -> None:
+        """Put on record that the store does not hold what it was proved to hold."""
+        with self._lock:
+            self._known.lost[file] = detail
+        self._tell_of(feed, "store_lost", file, name, store=self._store.name, key=key, detail=detail)
+
+    def _verify_gone(self, gone: "Gone") -> None:
+        """Ask the store for a file that it alone holds; tell and record if it holds it no more, or again."""
+        proof, file = gone.proof, gone.file
+        try:
+            detail = self._patiently(f"verifying {file}", partial(self._contradiction, gone))
+            if detail:
+                if file not in self._known.lost:
+                    self._lose(gone.feed, file, gone.name, proof.key, detail)
+                text = f"{detail}. It was deleted here: look for another copy, or an older version there ({file})."
+                self._note(Failure(file, "store_lost", text), None)
+            elif file in self._known.lost:
+                self._tell("uploaded", gone.feed_name, file=file, store=self._store.name, **gone.facts())
+                self._journal.sync()
+        except StoreError as error:
+            self._note(Failure(file, error.kind, _with_file(file, str(error))), error)
+        except JournalError as error:
+            self._note(Failure(file, "journal", str(error)), error)
+
+    def _contradiction(self, gone: "Gone") -> str:
+        """Return how the store does not hold what it was proved to hold; empty if it does. Raises `StoreError`."""
+        proof, where = gone.proof, f"{self._store.name}: {gone.proof.key}"
+        sealed = self._known.sealed.get(gone.file)
+        if sealed is not None and (sealed.bytes, sealed.sha256 or proof.sha256) != (proof.bytes, proof.sha256):
+            return f"{where} was damaged before it was sent: it is not what was sealed"
+        found = self._look(proof.key)
+        if isinstance(found, Absent):
+            return f"{where} is there no more"
+        if isinstance(found, CannotTell):
+            raise RefusedError("cannot_look", f"{where} cannot be verified: the key may not look (s3:GetObject).")
+        if found.size != proof.bytes:
+            return f"{where} has been changed: {found.size:,} bytes there, {proof.bytes:,} were proved"
+        of_parts = "-" in found.etag
+        if found.sha256 and not of_parts:
+            return "" if found.sha256 == proof.sha256 else f"{where} has been changed (SHA-256)"
+        if found.etag and found.etag == proof.etag:
+            return ""
+        return self._read_contradiction(gone, where)
+
+    def _read_contradiction(self, gone: "Gone", where: str) -> str:
+        """Download an object; compare its bytes, and inspect them where nobody did before they were sent."""
+        inspection = None
+        with suppress(UncheckableError):
+            inspection = inspection_of(gone.feed, gone.name, gone.file, self._known)
+        try:
+            theirs = self._store.read_back(gone.proof.key, inspection.feed if inspection else _leave)
+            if theirs == gone.proof.sha256 and inspection is not None:
+                inspection.end()
+        except DamagedError as error:
+            return f"{where} is damaged: {error}"
+        return "" if theirs == gone.proof.sha256 else f"{where} has been changed (SHA-256)"
+
     # Deleting
 
     def _delete(self, item: Item, source: Source, digests: Digests, key: str) -> None:
         """Delete a local file whose bytes the store has shown once more to hold (rule 4)."""
-        proof = self._proofs.get(item.file)
+        proof = self._known.proof(item.file)
         if proof is None or (proof.bytes, proof.sha256, proof.key) != (digests.size, digests.sha256, key):
             raise RefusedError("no_record", f"{item.file}: kept here, because the journal has no proof of these bytes.")
         source.check()
         found = self._look(key)
         if isinstance(found, Absent):
+            self._lose(item.feed, item.file, item.name, key, f"{self._store.name}: {key} is there no more")
             raise RefusedError("gone", f"{self._store.name}: {key} is there no more. The file is kept here.")
         if isinstance(found, Held):
             detail = f"{self._store.name} holds the same ({self._same(key, found, digests)})"
@@ -766,6 +920,8 @@ class Run:
             first_id=item.name.first_id,
             last_id=item.name.last_id,
             bytes=item.bytes,
+            store=self._store.name,
+            key=key,
             detail=detail,
         )
         self._journal.sync()
@@ -777,6 +933,48 @@ class Run:
         with self._lock:
             self.outcome.deleted += 1
             self.outcome.deleted_bytes += item.bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """A file that the store was proved to hold, and that is looked at there and not here."""
+
+    file: str
+    feed: FeedPath
+    name: SegmentName
+    proof: Proof
+
+    @classmethod
+    def of(cls, file: str, proof: Proof) -> "Gone | None":
+        """Return what a name in the journal says; None for one that is no sealed file's."""
+        *parts, last = file.split("/")
+        try:
+            feed = FeedPath(*parts)
+        except (TypeError, NameRefusedError):
+            return None
+        name = feed.parse(last)
+        return cls(file, feed, name, proof) if name is not None and name.sealed else None
+
+    @property
+    def feed_name(self) -> str:
+        """The feed as people read it."""
+        return f"{self.feed.exchange}/{self.feed.stream}/{self.feed.symbol}"
+
+    def facts(self) -> dict[str, object]:
+        """Return what an entry `uploaded` says of it."""
+        return {
+            "bytes": self.proof.bytes,
+            "mtime_ns": self.proof.mtime_ns,
+            "sha256": self.proof.sha256,
+            "key": self.proof.key,
+            "proof": "held: as proved before",
+            "etag": self.proof.etag,
+            "checked": self.proof.checked,
+        }
+
+
+def _leave(_chunk: bytes) -> None:
+    """Take bytes that nobody inspects."""
 
 
 @dataclass

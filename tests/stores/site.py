@@ -1,15 +1,20 @@
 """A data directory of sealed files, uploaded from this process, and what always has to hold afterwards.
 
-Patience is short, and files count as large that are not: `LIMITS` makes three parts of a file of `BIG` bytes.
+Files count as large that are not: `LIMITS` makes three parts of a file of `BIG` bytes. Time passes only where a run
+waits for its next attempt, and waiting takes none, so that a slow machine changes nothing.
 """
 
 import contextlib
+import io
 import random
+import re
 import threading
 import time
+import zipfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from conftest import journal
@@ -30,12 +35,58 @@ SECRETS = (SECRET_KEY, STRANGER_SECRET)
 PLAIN = Options()
 DELETING = Options(delete_after_days=0)
 SOON = Patience(within_s=60, first_s=0.005, longest_s=0.02)
-BRIEF = Patience(within_s=0.3, first_s=0.005, longest_s=0.02)
+BRIEF = Patience(within_s=0.06, first_s=0.005, longest_s=0.02)
 
 
 def name_of(number: int, day: int = 18) -> str:
     """Return the name of a sealed file."""
     return f"binance/trade/S{number}USDT/S{number}USDT-trade-2026-11-{day}-{number * 100}-{number * 100 + 9}.csv.zip"
+
+
+def sealed_bytes(name: str, size: int = 0, price: str = "1.50") -> bytes:
+    """Return a sealed file of `trade` or `aggTrade` as its name says, filled up to `size` bytes.
+
+    What fills it up stands in a further column, and is not packed, so that the size is exact.
+    """
+    *_, stream, symbol, file = name.split("/")
+    member = re.sub(r"[.]zip$", "", file)
+    found = re.fullmatch(r".*-(\d{4}-\d\d-\d\d)-(\d+)-(\d+)[.]csv", member)
+    assert found, name
+    time_ms = int(datetime.fromisoformat(f"{found[1]}T12:00:00+00:00").timestamp()) * 1000
+    ids = range(int(found[2]), int(found[3]) + 1)
+    between = {"trade": ",", "aggTrade": "1,1"}[stream]
+    rows = [f"{stream},{time_ms},{symbol},{id_},{price},2.0,{between},{time_ms},True" for id_ in ids]
+    framing = 0 if member == file else 30 + 46 + 22 + 2 * len(member)
+    lacking = size - framing - sum(len(row) + 1 for row in rows)
+    if lacking > len(rows):
+        fill = random.Random(name).randbytes(lacking // 2 + 1).hex()[: lacking - len(rows)]
+        each = len(fill) // len(rows)
+        rows = [f"{row},{fill[n * each : (n + 1) * each]}" for n, row in enumerate(rows)]
+        rows[-1] += fill[each * len(rows) :]
+    csv = "".join(f"{row}\n" for row in rows).encode()
+    if member == file:
+        return csv
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr(zipfile.ZipInfo(member), csv)
+    return packed.getvalue()
+
+
+class Waits(threading.Event):
+    """A clock that goes on only where somebody waits, for as long as they would have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._now_s = 0.0
+
+    def monotonic_s(self) -> float:
+        """Return the time that was waited so far."""
+        return self._now_s
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Let the time go by at once."""
+        self._now_s += timeout or 0.0
+        return self.is_set()
 
 
 @dataclass
@@ -48,8 +99,8 @@ class Site:
     said: list[str] = field(default_factory=list)
 
     def seal(self, name: str, size: int = SMALL) -> bytes:
-        """Make a sealed file of random bytes: what is in it is none of the uploader's business."""
-        return self.seal_as(name, random.Random(name).randbytes(size))
+        """Make a sealed file of about this many bytes."""
+        return self.seal_as(name, sealed_bytes(name, size))
 
     def seal_as(self, name: str, data: bytes) -> bytes:
         """Make a sealed file of these bytes."""
@@ -66,14 +117,16 @@ class Site:
         later: timedelta = timedelta(0),
         *,
         reads_back: bool = False,
+        monotonic_s: Callable[[], float] | None = None,
     ) -> Outcome:
-        """Upload once."""
+        """Upload once; `monotonic_s` is the clock for the run's end, and that of the waits unless it is given."""
+        waits = Waits()
         config = load(None, {}, {"DATA_DIR": str(self.data_dir), "UPLOAD_PARALLEL": 8, **self.keys})
         world = World(
             lambda: time.time_ns() + later // timedelta(microseconds=1) * 1000,
-            time.monotonic,
+            monotonic_s or waits.monotonic_s,
             random.Random(1).uniform,
-            threading.Event(),
+            waits,
         )
         sink = logger.add(self.said.append, level="DEBUG", format="{message}\n{exception}")
         try:

@@ -303,6 +303,24 @@ SORTS: dict[str, Sort] = {
         "{file}: {detail}",
         "Nothing was overwritten, and the file stays here. Look whether another collector writes to the same place.",
     ),
+    "damaged": Sort(
+        "disk",
+        "error",
+        "a file is damaged, {subject}",
+        "{n} files are damaged: {subject}",
+        "{file}: {detail}",
+        "It is kept here, not sent and not deleted, and its rows count as missing. Put a good copy in its place, or "
+        "restart the collector, which moves it to quarantine and fetches its rows again. Look at the disk.",
+    ),
+    "store_lost": Sort(
+        "upload",
+        "error",
+        "the store lost a file, {subject}",
+        "the store lost {n} files: {subject}",
+        "{file}: {detail}",
+        "It was proved to be there before. If the file is still here, it is sent again; if not, look for another copy, "
+        "or an older version in the store, and see who may delete there.",
+    ),
 }  # fmt: skip
 """Every sort of incident, in its words."""
 
@@ -375,6 +393,8 @@ EVENTS: dict[str, tuple[tuple[Action, str], ...]] = {
     "uploaded": (),
     "deleted": (),
     "name_taken": (("moment", "name_taken"),),
+    "damaged": (("moment", "damaged"),),
+    "store_lost": (("moment", "store_lost"),),
     "upload_done": (("moment", "upload_done"),),
     "upload_failed": (("moment", "upload"),),
     "channel_failed": (),  # told to the other channels by `post`

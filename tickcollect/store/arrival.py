@@ -6,6 +6,7 @@ the answer to the upload as the only proof, and the proof says so.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -151,8 +152,11 @@ class Store(Protocol):
     def put(self, key: str, source: Source, digests: Digests) -> Receipt:
         """Create an object; `arrival` proves it. Raises `NameTakenError` and other `StoreError`."""
 
-    def read_back(self, key: str) -> str:
-        """Return the SHA-256 in hex of the bytes held under a name, by reading them. Raises `StoreError`."""
+    def read_back(self, key: str, also: Callable[[bytes], None] = ...) -> str:
+        """Return the SHA-256 in hex of the bytes held under a name, by reading them. Raises `StoreError`.
+
+        `also` is given the same bytes, in order; what it raises ends the reading.
+        """
 
     def abort_leftovers(self, older_than: datetime) -> int:
         """Remove what interrupted uploads of ours have left since before a time; return how many there were."""

@@ -11,7 +11,7 @@ import binascii
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -256,7 +256,7 @@ class Bucket:
         sums = {"ContentMD5": as_base64(md5)}
         return sums | {"ChecksumSHA256": as_base64(sha256)} if self.checksum == "sha256" else sums
 
-    def read_back(self, key: str) -> str:
+    def read_back(self, key: str, also: Callable[[bytes], None] = lambda _chunk: None) -> str:
         """Download an object and return the SHA-256 of what came. Raises `StoreError`."""
         sha256 = hashlib.sha256()
         with self._told():
@@ -264,6 +264,7 @@ class Bucket:
             with body:
                 for chunk in body.iter_chunks(CHUNK):
                     sha256.update(chunk)
+                    also(chunk)
         return sha256.hexdigest()
 
     def abort_leftovers(self, older_than: datetime) -> int:

@@ -5,13 +5,13 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tickcollect.files import TEMPORARY, make_directory, sync_directory
+from tickcollect.files import TEMPORARY, chunks_of, make_directory, sync_directory
 from tickcollect.store.arrival import Absent, CannotTell, Held, Probe, Receipt
 from tickcollect.store.failures import NameTakenError, RefusedError, StoreError, TemporaryError, UnusableError
 from tickcollect.store.sending import Digests, Limits, Source
@@ -134,10 +134,10 @@ class Folder:
         except FileExistsError:
             raise NameTakenError("name_taken", f"{self.name}: {target.relative_to(self.path)} is taken") from None
 
-    def read_back(self, key: str) -> str:
+    def read_back(self, key: str, also: Callable[[bytes], None] = lambda _chunk: None) -> str:
         """Return the SHA-256 of a file as it is on the disk. Raises `StoreError`."""
         with self._told():
-            return _sha256_on_disk(self.path / key)
+            return _sha256_on_disk(self.path / key, also)
 
     def abort_leftovers(self, older_than: datetime) -> int:
         """Remove temporary copies that killed runs have left."""
@@ -165,10 +165,14 @@ def _same_file(one: Path, other: Path) -> bool:
         return False
 
 
-def _sha256_on_disk(path: Path) -> str:
+def _sha256_on_disk(path: Path, also: Callable[[bytes], None] = lambda _chunk: None) -> str:
     """Digest a file, read from the disk where the system allows it, not from memory."""
+    sha256 = hashlib.sha256()
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
     with os.fdopen(descriptor, "rb") as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        for chunk in chunks_of(file):
+            sha256.update(chunk)
+            also(chunk)
+    return sha256.hexdigest()

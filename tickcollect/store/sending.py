@@ -105,8 +105,8 @@ class Source:
         if (found.st_size, found.st_mtime_ns, found.st_ctime_ns) != (self.size, self.mtime_ns, self.ctime_ns):
             raise self._changed()
 
-    def digests(self, limits: Limits) -> Digests:
-        """Read the file once and digest it."""
+    def digests(self, limits: Limits, also: Callable[[bytes], None] = lambda _chunk: None) -> Digests:
+        """Read the file once and digest it; `also` is given the same bytes, in order."""
         whole = (hashlib.sha256(), _md5())
         step = limits.part_size(self.size) if self.size > limits.one_put_bytes else 0
         parts = []
@@ -114,6 +114,7 @@ class Source:
             size = min(step or self.size, self.size - start)
             part = (hashlib.sha256(), _md5())
             for chunk in self.chunks(start, size):
+                also(chunk)
                 for digest in (*whole, *part) if step else whole:
                     digest.update(chunk)
             parts.append(Part(size, part[0].digest(), part[1].digest()))
