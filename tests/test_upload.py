@@ -250,9 +250,8 @@ def test_everything_is_sent_once_and_recorded(site: Site) -> None:
         assert (entry["bytes"], entry["subject"], entry["key"]) == (len(content), FEED, entry["file"])
         assert (entry["store"], entry["proof"]) == (f"file://{site.backup}", "held: its bytes")
     assert [entry["event"] for entry in journal(site.data, "upload_done", "upload_failed")] == ["upload_done"] * 2
-    assert first.lines()[0].endswith(
-        f": sent 6 files ({sum(map(len, site.there().values())) / 1000:.1f} kB) in 0.0 s; 0 were there already; 0 waiting"
-    )
+    kilobytes = sum(map(len, site.there().values())) / 1000
+    assert first.lines()[0].endswith(f": sent 6 files ({kilobytes:.1f} kB) in 0.0 s; 0 were there already; 0 waiting")
 
 
 def test_what_is_there_is_compared_and_not_sent_again(site: Site) -> None:

@@ -208,8 +208,9 @@ def sealed_items(data_dir: Path) -> tuple[list[Item], list[Failure]]:
             if not entry.is_file(follow_symlinks=False):
                 strange.append(_link(file))
                 continue
-            found = entry.stat(follow_symlinks=False)
-            items.append(Item(file, Path(entry.path), feed, name, found.st_size, found.st_mtime_ns))
+            with suppress(FileNotFoundError):  # moved or deleted a moment ago
+                found = entry.stat(follow_symlinks=False)
+                items.append(Item(file, Path(entry.path), feed, name, found.st_size, found.st_mtime_ns))
     items.sort(key=lambda item: (item.name.day, item.file))
     return items, strange
 
@@ -911,7 +912,7 @@ class Run:
                 "on the folder, or give --trust-receipt.",
             )
         source.check()
-        if not os.path.samestat(os.fstat(source.file.fileno()), item.path.lstat()):
+        if not _is_at(item.path, source):
             raise RefusedError("changed", f"{item.file}: kept here, because it is another file now.")
         self._tell(
             "deleted",
@@ -933,6 +934,14 @@ class Run:
         with self._lock:
             self.outcome.deleted += 1
             self.outcome.deleted_bytes += item.bytes
+
+
+def _is_at(path: Path, source: Source) -> bool:
+    """Tell whether a name still is that of the file that was opened."""
+    try:
+        return os.path.samestat(os.fstat(source.file.fileno()), path.lstat())
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
