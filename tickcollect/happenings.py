@@ -122,10 +122,6 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "uploaded": ("DEBUG", "{subject}: {file} is in {store} ({proof})"),
     "deleted": ("INFO", "{subject}: {file} was deleted here: {detail}"),
     "name_taken": ("ERROR", "{subject}: {file} was not uploaded, because its name is taken: {detail}"),
-    "damaged": (
-        "ERROR",
-        "{subject}: {file} is not what was sealed, {first_id} to {last_id} count as missing: {detail}",
-    ),
     "store_lost": ("ERROR", "{subject}: {file} is not in {store} any more: {detail}"),
     "upload_done": ("INFO", "{subject}: everything is there; {files} files were sent, {bytes} bytes in {seconds} s"),
     "upload_failed": ("ERROR", "{subject}: {waiting} files are not there yet, {sent} were sent: {reason}"),

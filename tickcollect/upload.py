@@ -85,6 +85,8 @@ FEW_ATTEMPTS = 5
 WAITING_HEALS = frozenset({"busy", "network"})
 NOT_THERE = frozenset({"name_taken", "wrong_bytes", "unproven", "gone", "damaged_file", "uncheckable"})
 """Failures that contradict a record of the file's arrival; others leave it standing."""
+GRAVE = frozenset({"damaged_file", "store_lost", "name_taken"})
+"""Failures that are told whatever else went wrong."""
 FAILURES_TOLD = 10
 
 
@@ -343,17 +345,18 @@ class Outcome:
     @property
     def reasons(self) -> list[str]:
         """Why not everything is there: a line a reason, each with the number of its files."""
-        if self.stopped_by is not None:
-            return [str(self.stopped_by)]
+        stopped = [] if self.stopped_by is None else [str(self.stopped_by)]
         groups: dict[str, list[Failure]] = {}
         for failure in self.failures:
-            groups.setdefault(failure.kind, []).append(failure)
+            if not stopped or failure.kind in GRAVE:  # what stopped the run explains the rest
+                groups.setdefault(failure.kind, []).append(failure)
         if len(groups) > 1:
             groups.pop("late", None)  # the time is over because of the others
         lines = [
             group[0].text if len(group) == 1 else f"{group[0].text} (and {len(group) - 1:,} more files)"
             for group in groups.values()
         ]
+        lines = stopped + lines
         return lines or (["stopped by a signal; the next run goes on"] if self.interrupted else [])
 
     def lines(self) -> list[str]:
@@ -374,7 +377,10 @@ class Outcome:
         return lines
 
     def notes(self) -> list[Note]:
-        """Return what is to be told of the run: of single files, and last of the run as a whole."""
+        """Return what is to be told of the run: of single files, and last of the run as a whole.
+
+        Damaged files are among the reasons of the last.
+        """
         if self.complete:
             facts: dict[str, object] = {
                 "files": self.sent,
@@ -822,8 +828,9 @@ class Run:
         whole = {"file": file, "first_id": name.first_id, "last_id": name.last_id}
         whole |= {"count": name.last_id - name.first_id + 1, **facts}
         subject = f"{feed.exchange}/{feed.stream}/{feed.symbol}"
-        with self._lock:
-            self.outcome.told.append((event, subject, whole))
+        if event != "damaged":
+            with self._lock:
+                self.outcome.told.append((event, subject, whole))
         try:
             self._journal.append(event, subject=subject, **whole)
             self._journal.sync()

@@ -303,15 +303,6 @@ SORTS: dict[str, Sort] = {
         "{file}: {detail}",
         "Nothing was overwritten, and the file stays here. Look whether another collector writes to the same place.",
     ),
-    "damaged": Sort(
-        "disk",
-        "error",
-        "a file is damaged, {subject}",
-        "{n} files are damaged: {subject}",
-        "{file}: {detail}",
-        "It is kept here, not sent and not deleted, and its rows count as missing. Put a good copy in its place, or "
-        "restart the collector, which moves it to quarantine and fetches its rows again. Look at the disk.",
-    ),
     "store_lost": Sort(
         "upload",
         "error",
@@ -393,7 +384,6 @@ EVENTS: dict[str, tuple[tuple[Action, str], ...]] = {
     "uploaded": (),
     "deleted": (),
     "name_taken": (("moment", "name_taken"),),
-    "damaged": (("moment", "damaged"),),
     "store_lost": (("moment", "store_lost"),),
     "upload_done": (("moment", "upload_done"),),
     "upload_failed": (("moment", "upload"),),
