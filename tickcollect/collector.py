@@ -195,7 +195,7 @@ class Collector:
             self.tell,
             self.quarantine.keep,
             self._ended,
-            self.happenings.write,
+            self._write_records,
             fetch=self._fetch if self.config.backfill else None,
             fetch_later=self._fetch_later,
             miss=self._miss,
@@ -517,6 +517,7 @@ class Collector:
 
     async def release(self) -> None:
         """Put on record what was not yet, and give everything back; the locks last, when nothing works any more."""
+        await self._loop.run_in_executor(self.syncer, self.quarantine.write)
         await self._loop.run_in_executor(self.syncer, self.happenings.sync)
         for feed in self.feeds:
             with contextlib.suppress(SegmentError):
@@ -533,7 +534,13 @@ class Collector:
             await asyncio.sleep(self.config.sync_interval_s)
             await self._loop.run_in_executor(self.syncer, self._sync_all)
 
+    def _write_records(self) -> None:
+        """Hand over what the journal and the quarantine have waiting; from any thread but the loop's."""
+        self.happenings.write()
+        self.quarantine.write()
+
     def _sync_all(self) -> None:
+        self.quarantine.write()
         self.happenings.sync()
         self.measured.write()
         for feed in self.feeds:

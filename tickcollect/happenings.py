@@ -5,9 +5,12 @@ Rules:
 1. Every kind of happening stands in one table, `HAPPENINGS`, with how loud it is and how it reads.
 2. Telling never waits and never fails: whoever tells may be in the event loop. The journal is written by a thread of
    the disk, and what the disk refuses waits, up to a limit.
-3. A refused message is kept with its reason and counted; of each kind of reason the first is told.
+3. A refused message is kept with its reason and counted; of each kind of reason the first is told. It waits for a
+   thread of the disk like the journal's entries; what a disk that refuses leaves waiting is bounded in bytes.
 """
 
+import errno
+import os
 import re
 import threading
 from collections import deque
@@ -25,6 +28,10 @@ HAPPENINGS_KEPT = 10_000
 """Happenings that wait for a journal which the disk refuses; older ones are then only in the log."""
 QUARANTINE_LIMIT_BYTES = 100_000_000
 """A file of refused messages grows no further than this; after that they are counted only."""
+QUARANTINE_WAITING_BYTES = 8_000_000
+"""Refused messages that wait for a disk which does not take them; further ones are counted only."""
+QUARANTINE_MESSAGE_BYTES = 100_000
+"""Of one message so much is kept."""
 QUARANTINE_KINDS = 1000
 """Reasons that are told and counted each on its own."""
 QUARANTINE_MILESTONES = frozenset(10**power for power in range(1, 15))
@@ -71,7 +78,10 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "unknown_message": ("WARNING", "{subject}: sends messages of a kind that was not asked for: {name}"),
     "refused_message": ("WARNING", "{subject}: a message was put into quarantine: {reason}"),
     "quarantine_grown": ("WARNING", "{subject}: {count} messages were refused since the start; they are in quarantine"),
-    "quarantine_failed": ("ERROR", "{subject}: refused messages cannot be kept and are only counted: {detail}"),
+    "quarantine_failed": (
+        "ERROR",
+        "{subject}: refused messages cannot be written: {detail}. They wait, up to 8 MB; further ones are only counted",
+    ),
     "gap": ("WARNING", "{subject}: {count} IDs are missing, {first_id} to {last_id}"),
     "unknown": ("INFO", "{subject}: since {since} it is not known of {count} feeds whether IDs are missing: {reason}"),
     "known": ("INFO", "{subject}: it is known again of {count} feeds which IDs are missing"),
@@ -185,7 +195,7 @@ class Happenings:
 
 @dataclass
 class Quarantine:
-    """Keeps refused messages, one JSON line each, in a file an exchange."""
+    """Keeps refused messages, one JSON line each, in a file an exchange. Any thread may call any method."""
 
     directory: Path
     tell: Callable[..., None]
@@ -195,39 +205,80 @@ class Quarantine:
     total: int = 0
     """How many messages were refused in this run."""
     failing: bool = False
-    """The disk refused the last message; it was counted only."""
+    """The disk refused what waits, or so much waits that further messages were counted only."""
+    _waiting: deque[tuple[str, bytes]] = field(default_factory=deque)
+    _waiting_bytes: int = 0
+    _counting: threading.Lock = field(default_factory=threading.Lock)
+    """Held for a moment by whoever refuses a message; never while a file is written."""
+    _writing: threading.Lock = field(default_factory=threading.Lock)
 
     def keep(self, exchange: str, payload: bytes, reason: str) -> None:
-        """Keep one message with its reason; the first of each kind is told, all are counted."""
+        """Take one message with its reason for `write`; the first of each kind is told, all are counted.
+
+        It never waits for the disk: whoever refuses a message may be the event loop.
+        """
+        line = {
+            "at": utc_text(self.time_ns()),
+            "reason": reason,
+            "message": payload[:QUARANTINE_MESSAGE_BYTES].decode("utf-8", "backslashreplace"),
+        }
+        data = orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
+        with self._counting:
+            told = self._counted(exchange, reason)
+            fits = self._waiting_bytes + len(data) <= QUARANTINE_WAITING_BYTES
+            if fits:
+                self._waiting.append((exchange, data))
+                self._waiting_bytes += len(data)
+        for event, facts in told.items():
+            self.tell(event, exchange, **facts)
+        if not fits:
+            self._note_failure(exchange, "the disk does not take what waits already")
+
+    def _counted(self, exchange: str, reason: str) -> dict[str, dict[str, object]]:
+        """Count a message, and return what has to be told because of it."""
+        told: dict[str, dict[str, object]] = {}
         kind = f"{exchange}: {_NUMBERS.sub('#', reason.split(' - ', maxsplit=1)[0])[:60]}"
         if kind not in self.counts:
             if len(self.counts) < QUARANTINE_KINDS:
-                self.tell("refused_message", exchange, reason=reason)
+                told["refused_message"] = {"reason": reason}
             else:
                 kind = f"{exchange}: another reason"
         self.counts[kind] = self.counts.get(kind, 0) + 1
         self.total += 1
         if self.total in QUARANTINE_MILESTONES:
-            self.tell("quarantine_grown", exchange, count=self.total)
-        line = {
-            "at": utc_text(self.time_ns()),
-            "reason": reason,
-            "message": payload[:100_000].decode("utf-8", "backslashreplace"),
-        }
-        try:
-            self._append(exchange, orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-        except OSError as error:
-            if not self.failing:
-                self.tell("quarantine_failed", exchange, detail=f"{self.directory}: {error.strerror}")
-            self.failing = True
-        else:
-            self.failing = False
+            told["quarantine_grown"] = {"count": self.total}
+        return told
 
-    def _append(self, exchange: str, line: bytes) -> None:
+    def write(self) -> None:
+        """Append what waits to its file; what the disk refuses stays waiting. From any thread, not from the loop."""
+        with self._writing:
+            exchange = ""
+            try:
+                while self._waiting:
+                    exchange, data = self._waiting[0]
+                    self._append(exchange, data)
+                    with self._counting:
+                        self._waiting.popleft()
+                        self._waiting_bytes -= len(data)
+            except OSError as error:
+                self._note_failure(exchange, error.strerror or str(error))
+            else:
+                self.failing = False
+
+    def _append(self, exchange: str, data: bytes) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        with (self.directory / f"{exchange}.jsonl").open("ab") as file:
-            if file.tell() < QUARANTINE_LIMIT_BYTES:
-                file.write(line)
+        with (self.directory / f"{exchange}.jsonl").open("ab", buffering=0) as file:
+            before = os.fstat(file.fileno()).st_size
+            if before >= QUARANTINE_LIMIT_BYTES:
+                return
+            if file.write(data) < len(data):  # a disk that is full takes a part; the line is written whole later
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _note_failure(self, exchange: str, detail: str) -> None:
+        if not self.failing:
+            self.failing = True
+            self.tell("quarantine_failed", exchange, detail=f"{self.directory}: {detail}")
 
 
 def utc_text(time_ns: int) -> str:

@@ -2,8 +2,8 @@
 
 Rules:
 
-1. A terminal that stops taking output (Ctrl-S, a lost line) stops nothing else: lines are written by a thread, and what
-   it does not take is left out.
+1. A terminal that stops taking output (Ctrl-S, a lost line), or a log file whose disk hangs or is full, stops nothing
+   else: lines are written by threads, and what is not taken is left out.
 2. A first signal asks for an end in order, a second one ends at once.
 3. Whoever reads along may go away: what is printed then goes nowhere, and the exit code stays what it is.
 """
@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import os
 import signal
+import stat
 import sys
 import threading
 import time
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 EXIT_AT_ONCE = 130
 LINES_WAITING = 10_000
 LINES_WRITTEN_WITHIN_S = 1.0
+LOG_FILE_BYTES = 20_000_000
+LOG_FILES_KEPT = 5
+LOG_FILE_MODE = 0o640
 
 # --- Output --------------------------------------------------------------------------------------------------------
 
@@ -92,7 +96,7 @@ def log_to(file: Path | None, level: str, console: "Console | None" = None) -> N
     plain: dict[str, Any] = {"level": level, "format": LOG_LINE, "diagnose": False}  # no values in tracebacks
     if file is not None:
         try:
-            logger.add(file, rotation="20 MB", retention=5, **plain)
+            logger.add(_written_aside(_LogFile(file).write, lambda: None), colorize=False, **plain)
         except OSError as error:
             wrong = f"cannot be written: {file}: {error.strerror}"
             raise ConfigError(
@@ -100,17 +104,46 @@ def log_to(file: Path | None, level: str, console: "Console | None" = None) -> N
             ) from error
     if console is not None:
         above = partial(console.print, end="", markup=False, highlight=False, soft_wrap=True)
-        logger.add(_written_aside(above, sys.stdout), **plain)
+        logger.add(_written_aside(above, partial(_send_nowhere, sys.stdout)), **plain)
     else:
         plainly = partial(print, end="", file=sys.stderr, flush=True)
-        logger.add(_written_aside(plainly, sys.stderr), colorize=False, **plain)
+        logger.add(_written_aside(plainly, partial(_send_nowhere, sys.stderr)), colorize=False, **plain)
 
 
-def _written_aside(write: Callable[[str], object], stream: TextIO) -> Callable[[str], None]:
-    """Return what takes lines at once and has a thread write them, which `write` does to `stream`.
+class _LogFile:
+    """A log file that begins anew at its size; `LOG_FILES_KEPT` older ones stay beside it as `NAME.1` and so on.
 
-    A terminal that stops taking output (Ctrl-S, a lost line) must not stop collecting; what it does not take is left
-    out, at the end after a second.
+    It writes by descriptor: what Python buffers would be flushed at the end, for as long as a disk hangs.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the file. Raises `OSError`."""
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = self._opened()
+
+    def write(self, line: str) -> None:
+        """Append a line. Raises `OSError`."""
+        found = os.fstat(self._descriptor)
+        if stat.S_ISREG(found.st_mode) and found.st_size > LOG_FILE_BYTES - len(line):
+            for n in range(LOG_FILES_KEPT, 0, -1):
+                with contextlib.suppress(FileNotFoundError):
+                    (self._older(n - 1) if n > 1 else self._path).rename(self._older(n))
+            before, self._descriptor = self._descriptor, self._opened()
+            os.close(before)
+        os.write(self._descriptor, line.encode("utf-8", "backslashreplace"))
+
+    def _opened(self) -> int:
+        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, LOG_FILE_MODE)
+
+    def _older(self, n: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.{n}")
+
+
+def _written_aside(write: Callable[[str], object], refused: Callable[[], None]) -> Callable[[str], None]:
+    """Return what takes lines at once and has a thread `write` them; `refused` is called when that raises `OSError`.
+
+    Whoever stops taking output must not stop collecting; what is not taken is left out, at the end after a second.
     """
     lines: Queue[str] = Queue(LINES_WAITING)
 
@@ -120,7 +153,7 @@ def _written_aside(write: Callable[[str], object], stream: TextIO) -> Callable[[
             try:
                 write(line)
             except OSError:
-                _send_nowhere(stream)
+                refused()
             lines.task_done()
 
     def finish() -> None:
