@@ -7,6 +7,7 @@ import hashlib
 import heapq
 import json
 import math
+import os
 import random
 import shutil
 import socket
@@ -1502,6 +1503,35 @@ def test_trusted_certificate(tmp_path: Path) -> None:
         async with exchange(script, tls) as server, watch(server.url, ssl_context=context) as link:
             assert await link.until_rows(10) == list(range(10))
             assert "code 1001" in link.found(Disconnected)[0].reason
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    "junk", [b"x" * 300, b"\x17\x03\x03\x00\x20" + b"x" * 32, b"\x15\x03\x03\x00\x02\x02\x28", b""]
+)
+def test_what_breaks_the_encryption_ends_the_connection(junk: bytes, tmp_path: Path) -> None:
+    """Bytes below TLS that are none, records that were altered, alerts and a bare end are an end with a reason."""
+    tls, cert = certificate(tmp_path)
+
+    async def script(peer: Peer, number: int) -> None:
+        await peer.subscribed()
+        peer.send(trade(number))
+        await peer.writer.drain()
+        if number == 0:
+            raw = peer.writer.get_extra_info("socket")
+            os.write(raw.fileno(), junk)
+            raw.shutdown(socket.SHUT_WR)
+        await stay(peer)
+
+    async def test() -> None:
+        context = ssl.create_default_context(cafile=cert)
+        async with exchange(script, tls) as server, watch(server.url, ssl_context=context) as link:
+            end = await link.until(Disconnected)
+            while 1 not in link.ids:
+                await link.more()
+            assert end.opened
+            assert end.reason.isprintable()
 
     run(test)
 

@@ -313,17 +313,13 @@ class Inbox:
         """Add an item; if that fills the queue, every connection stops reading."""
         self._items.append(item)
         self._filled.set()
-        match item:
-            case Batch(payloads=payloads):
-                self.waiting += len(payloads)
-                self.waiting_bytes += ITEM_BYTES + len(payloads) * MESSAGE_BYTES
-                self.waiting_bytes += item.size or sum(map(len, payloads))
-            case Odd(payload=payload):
-                self.waiting += 1
-                self.waiting_bytes += ITEM_BYTES + len(payload)
-            case _:
-                self.waiting += 1
-                self.waiting_bytes += ITEM_BYTES
+        if isinstance(item, Batch):
+            messages = len(item.payloads)
+            self.waiting += messages
+            self.waiting_bytes += (item.size or sum(map(len, item.payloads))) + messages * MESSAGE_BYTES + ITEM_BYTES
+        else:
+            self.waiting += 1
+            self.waiting_bytes += ITEM_BYTES + (len(item.payload) if isinstance(item, Odd) else 0)
         if (self.waiting >= self.limit or self.waiting_bytes >= self.limit_bytes) and not self.is_full:
             self.pauses += 1
             self._room.clear()
@@ -654,7 +650,8 @@ class _Listener(WSListener):
         if frame.payload_size > CONTROL_FRAME_BYTES and frame.fin and self._fragments is None:
             payloads = self._payloads
             if not payloads:
-                self._begin(frame)
+                self._received_ns = self._time_ns()
+                self._size = frame.payload_size + frame.tail_size
             payloads.append(frame.get_payload_as_bytes())
         else:
             self._unusual(transport, frame)
@@ -669,11 +666,6 @@ class _Listener(WSListener):
             if frame.last_in_buffer:
                 self._hand_over(frame)
         return is_pong
-
-    def _begin(self, frame: WSFrame) -> None:
-        """Note the arrival of a read's first message, and where in the read it begins."""
-        self._received_ns = self._time_ns()
-        self._size = frame.payload_size + frame.tail_size
 
     def _unusual(self, transport: WSTransport, frame: WSFrame) -> None:
         """Take a short frame, a fragment, a ping, or the end of the connection.
@@ -745,8 +737,8 @@ class _Listener(WSListener):
     def _take(self, payload: bytes, frame: WSFrame) -> None:
         """Gather a message; a short one may be the answer to one of ours, which is understood now."""
         if not self._payloads:
-            self._begin(frame)
-            self._size += len(payload) - frame.payload_size
+            self._received_ns = self._time_ns()
+            self._size = len(payload) + frame.tail_size
         if len(payload) > CONTROL_FRAME_BYTES or self.decode([payload]):
             self._payloads.append(payload)
 
