@@ -32,7 +32,6 @@ from hypothesis.stateful import (
 
 from tickcollect.collector import Collector
 from tickcollect.config import Config
-from tickcollect.exchanges.binance import ExchangeInfo
 from tickcollect.feed import Batch
 from tickcollect.happenings import Happenings
 from tickcollect.journal import Journal
@@ -151,8 +150,10 @@ class Machine(RuleBasedStateMachine):
         )
         venue = venues(config)[0]
         happenings = Happenings(Journal(self.root / "journal.jsonl"))
-        self.collector = Collector(config, [(venue, ExchangeInfo({"BTCUSDT": "TRADING"}, 6000))], happenings)
-        await self.collector.open()
+        self.collector = Collector(config, [venue], happenings)
+        failed = await self.collector.begin(self.collector.starting.listings[0], self.collector.starting.waiting)
+        assert not failed
+        self.collector.tell("started", "the model", feeds=1, data_dir=str(self.root))
         self.feed = self.collector.feeds[0]
         rest = cast("Rest", self.published)
         history = replace(self.collector.histories[self.feed], rest=rest, sleep=_no_pause)
@@ -300,12 +301,12 @@ class Machine(RuleBasedStateMachine):
         """Drop everything that is in memory, and give back what the kernel gives back."""
         collector = self.collector
         self.loop.run_until_complete(_cancelled(self.filling, *collector._fetching))
-        for executor in (collector.disk, collector.syncer, collector.sealer):
+        for executor in (collector.opener, collector.disk, collector.syncer, collector.sealer):
             executor.shutdown(wait=True, cancel_futures=True)
         for path in list(collector._pool._descriptors):
             collector._pool.close(path)
         collector.happenings.journal._close()
-        for lock in collector._locks:
+        for lock in collector._locks.values():
             lock.release()
 
     @invariant()

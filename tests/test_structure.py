@@ -40,6 +40,8 @@ LAYOUT: dict[str, set[str]] = {
     "venues": {"", "budget", "config", "exchanges", "rest"},
     "newest": {"budget", "events", "exchanges", "rest", "venues", "writer"},
     "coverage": {"budget", "exchanges", "feed", "happenings", "newest", "venues", "writer"},
+    "listings": {"budget", "exchanges", "files", "refusals", "rest", "venues"},
+    "starting": {"listings", "segments", "venues"},
     "watch": {"newest", "budget", "exchanges", "feed", "rest", "venues", "writer"},
     # what is told, measured and delivered
     "alerts": {"", "config"},
@@ -59,8 +61,8 @@ LAYOUT: dict[str, set[str]] = {
     },
     "collector": {
         "", "alerts", "backfill", "backlog", "budget", "config", "coverage", "events", "exchanges", "feed", "files",
-        "gaps", "happenings", "journal", "measured", "metrics", "newest", "recovery", "repair", "rest", "salvage",
-        "segments", "status", "systemd", "venues", "watch", "writer",
+        "gaps", "happenings", "journal", "listings", "measured", "metrics", "newest", "recovery", "repair", "rest",
+        "salvage", "segments", "starting", "status", "systemd", "venues", "watch", "writer",
     },
     # what a person starts
     "cli": {

@@ -10,8 +10,9 @@ from conftest import PATIENCE_S
 
 from tickcollect.config import CollectEntry, Config
 from tickcollect.dataset.replay import Answer, Behaviour, GeneratedMarket, Request, serve
-from tickcollect.venues import Venue, ask_symbols, venues
-from tickcollect.watch import GONE, ListingWatch
+from tickcollect.listings import GONE
+from tickcollect.listings import Listing as ListingOf
+from tickcollect.venues import Venue, venues
 
 KNOWN_LIMIT = 6000
 """Request weight a minute for one IP: Binance, spot REST API, "LIMITS"."""
@@ -58,9 +59,7 @@ async def watched(listing: Listing) -> AsyncIterator[Venue]:
     async with serve(market, behaviour=Behaviour(rest=listing.answer)) as server:
         entry = CollectEntry(exchange="binance", symbols=("BTCUSDT",), ws_url=server.ws_url, rest_url=server.rest_url)
         (venue,) = venues(Config(collect=(entry,)))
-        info = await ask_symbols(venue, listing.tell)
-        venue.budget.learn(venue.market.name, info.weight_per_minute)
-        watch = asyncio.create_task(ListingWatch([(venue, info)], listing.tell, interval_s=0.01).run())
+        watch = asyncio.create_task(ListingOf(venue, listing.tell, asyncio.Event(), read_again_s=0.01).run())
         try:
             yield venue
         finally:

@@ -11,7 +11,8 @@ The data's path, and where to read on:
     .csv.zip ──upload──▶ store (a bucket, a folder)          what happens ──▶ happenings ──▶ journal, log, alerts
 
     collector   puts all of this together: read it first
-    venues      what is collected where, checked with the exchange;   watch  silence, clocks, the exchange's list
+    venues      what is collected where;   listings  what each exchange says of its symbols, kept on disk
+    starting    which feeds may begin, and which wait for what;   watch  silence and clocks
     events      the messages and the rows they become
     exchanges/  what each exchange says; Binance's three markets are rows of one table
     feed        one connection kept alive, and the bounded queue behind it

@@ -28,9 +28,9 @@ import shutil
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -46,16 +46,17 @@ from tickcollect.coverage import Coverage
 from tickcollect.events import MS_PER_DAY, FuturesTrade, MessageType, RowCheck, time_ms, with_fields
 from tickcollect.exchanges.binance import (
     Decoder,
-    ExchangeInfo,
     Link,
     links,
     stream_name,
 )
 from tickcollect.feed import ATTEMPTS_REMEMBERED_S, Attempts, Inbox, LinkState, Surroundings, keep
+from tickcollect.files import UNREADABLE
 from tickcollect.gaps import Ranges
 from tickcollect.happenings import Happenings, Quarantine, utc_text
 from tickcollect.journal import Journal, JournalError
 from tickcollect.journal import read as journal_entries
+from tickcollect.listings import Keeper, Kept, Listing, ListingsFile
 from tickcollect.measured import Measured
 from tickcollect.newest import Newest
 from tickcollect.recovery import this_boot
@@ -66,6 +67,7 @@ from tickcollect.segments import (
     DiskError,
     FeedPath,
     Lock,
+    NameRefusedError,
     Numbering,
     OpenFiles,
     Segment,
@@ -75,15 +77,17 @@ from tickcollect.segments import (
     lock,
     open_file_limit,
 )
+from tickcollect.starting import Failures, Starting, Waiting
 from tickcollect.systemd import Notifier, Signs, supervise
-from tickcollect.venues import USER_AGENT, StartError, Venue, ask_symbols, check_symbols, venues
-from tickcollect.watch import ClockWatch, ListingWatch, SilenceWatch
+from tickcollect.venues import USER_AGENT, StartError, Venue, venues
+from tickcollect.watch import ClockWatch, SilenceWatch
 from tickcollect.writer import FETCHED_WITHIN_S, Feed, Routes, Writer
 
 Result = TypeVar("Result")
 
 PROGRAM = f"tickcollect {__version__}"
 STATUS_INTERVAL_S = 1.0
+DISK_AGAIN_S = 1.0
 LOOK_INTERVAL_S = 1.0
 SEAL_AGAIN_S = 30.0
 """After a seal that the disk has refused."""
@@ -134,12 +138,16 @@ class Summary:
     unknown_reasons: tuple[str, ...] = ()
 
 
+NOTHING_DONE = Summary(0, 0, 0, 0, 0, 0, 0, (), 0.0)
+
+NOT_OPENED = (SegmentError, OSError, ValueError, LookupError, *UNREADABLE)
+"""What a feed's lock and recovery may raise, whatever stands in its directory: that feed is left out."""
+
+
 class Collector:
     """The running parts of one collection."""
 
-    def __init__(
-        self, config: Config, venue_infos: Sequence[tuple[Venue, ExchangeInfo]], happenings: Happenings
-    ) -> None:
+    def __init__(self, config: Config, venues: Sequence[Venue], happenings: Happenings) -> None:
         self.config = config
         self.started_ns = time.time_ns()
         self.started_s = time.monotonic()
@@ -157,10 +165,12 @@ class Collector:
         self.sealing_now: asyncio.Future[None] | None = None
         self.upload: status.UploadStatus | None = None
         self.channels: Callable[[], Iterable[ChannelState]] = tuple
+        self.has_feeds: Callable[[], None] = lambda: None  # called once feeds are this process's own
         self.disk_free = 0
         self.disk_low = False
         self.histories: dict[Feed, History] = {}
         self.backfills: dict[Feed, Backfill] = {}
+        self.may_write = asyncio.Event()  # set once files may be made: a mistake at a first start leaves none
         self._fetching: set[asyncio.Task[None]] = set()
         self._unsealed: dict[Feed, Ranges] = {}
         self.process = status.process_identity(os.getpid())
@@ -172,20 +182,22 @@ class Collector:
         """Feeds whose newest rows could not be made safe the last time."""
         self._uniform = random.SystemRandom().uniform
         self._loop = asyncio.get_running_loop()
-        self._locks: list[Lock] = []
-        self._pool = OpenFiles(
-            open_file_limit(DESCRIPTORS_BESIDE_FILES + sum(len(venue.feeds) for venue, _ in venue_infos))
-        )
-        self._venues = venue_infos
+        self._locks: dict[Feed, Lock] = {}
+        self._finished: dict[Feed, Sequence[Segment]] = {}  # what a feed's recovery has left for sealing
+        self._backfill_of: dict[Listing, Backfill] = {}
+        self._pool = OpenFiles(open_file_limit(DESCRIPTORS_BESIDE_FILES + sum(len(venue.feeds) for venue in venues)))
         self.disk = ThreadPoolExecutor(1, "disk")
+        self.opener = ThreadPoolExecutor(1, "open")
         self.syncer = ThreadPoolExecutor(1, "sync")
         self.sealer = ThreadPoolExecutor(1, "seal", initializer=_lower_priority)
         self.writer = self._new_writer()
         self._newest: dict[Rest, Newest] = {}
         self.coverage = self._new_coverage()
         self.silence = self._new_silence()
-        self.clocks = ClockWatch([venue for venue, _ in venue_infos], self.tell)
-        self.listings = ListingWatch(venue_infos, self.tell)
+        self.measured = Measured(config.data_dir, {}, [], time.time_ns)
+        self.starting = Starting(venues, self.tell, self._look_for_files, self.begin, self._tell_started)
+        self.keeper = Keeper(self.starting.listings, ListingsFile(config.data_dir, self.tell))
+        self._running: _Running | None = None
 
     def _new_writer(self) -> Writer:
         return Writer(
@@ -225,55 +237,71 @@ class Collector:
             self._can_read,
         )
 
-    async def open(self) -> None:
-        """Lock and recover every feed's files, in the disk thread. Raises `SegmentError`."""
-        for venue, info in self._venues:
-            await self._loop.run_in_executor(self.disk, self._open_venue, venue, info)
-        await self._loop.run_in_executor(self.disk, self._take_up_gaps)
-        for feed in self.feeds:
+    # --- Feeds begin -----------------------------------------------------------------------------------------------
+
+    async def begin(self, listing: Listing, feeds: Sequence[Waiting]) -> Failures:
+        """Lock and recover the files of some feeds of one exchange, take up their gaps, and connect them.
+
+        Returns those that could not be opened; nothing of them is held. The disk's work has a thread of its own, in
+        which one feed is opened after the other, so that a stop waits for one at most.
+        """
+        opened: dict[Waiting, Feed] = {}
+        failed: dict[Waiting, Exception] = {}
+        try:
+            for one in feeds:
+                try:
+                    opened[one] = await self._opening(self._open_feed, listing, one.stream, one.symbol)
+                except NOT_OPENED as error:
+                    failed[one] = error
+            await self._opening(self._take_up_gaps, list(opened.values()))
+        except JournalError as error:
+            for one, feed in opened.items():
+                self._let_go(feed)
+                failed[one] = error
+        else:
+            self._add(listing, list(opened.values()))
+        return failed
+
+    async def _opening(self, work: Callable[..., Result], *arguments: object) -> Result:
+        return await self._loop.run_in_executor(self.opener, work, *arguments)
+
+    async def _look_for_files(self, waiting: Sequence[Waiting]) -> None:
+        await self._opening(_note_files, self.config.data_dir, waiting)
+
+    def _add(self, listing: Listing, feeds: Sequence[Feed]) -> None:
+        """Let feeds whose files are in order take part in everything from now on."""
+        if not feeds:
+            return
+        venue = listing.venue
+        self.feeds += feeds
+        self.measured.feeds = {feed.name: feed.meter for feed in self.feeds}
+        by_name = {stream_name(feed.path.symbol, feed.path.stream): feed for feed in feeds}
+        for feed in feeds:
+            self._ended(self._finished.pop(feed), feed)
             for first, last in list(feed.open.spans):
                 self._fetch_later(feed, first, last)
-        self.measured = Measured(
-            self.config.data_dir,
-            {feed.name: feed.meter for feed in self.feeds},
-            [(state, [feed.meter for feed in self._feeds_of(state)]) for state in self.links],
-            time.time_ns,
-        )
-        self.measured.look(self._loop.time())
-        self._look_at_disk()
-        self.tell("started", PROGRAM, feeds=len(self.feeds), data_dir=str(self.config.data_dir))
-        self.coverage.begin(self.feeds, {feed: _newest_ns(feed) for feed in self.feeds if feed.sequence.newest_time})
-
-    def _open_venue(self, venue: Venue, info: ExchangeInfo) -> None:
-        by_name: dict[str, Feed] = {}
-        backfill = Backfill(
-            self.histories.__getitem__, self._segments_of, self.writer.checked, self.disk, self.tell, self._ended
-        )
-        for stream, symbol in venue.feeds:
-            feed = self._open_feed(venue, stream, symbol)
-            self.backfills[feed] = backfill
-            self.histories[feed] = history_of(
-                venue.rest,
-                venue.market,
-                stream,
-                symbol,
-                extra_fields=self.config.extra_columns,
-                api_key=self.config.binance_api_key.get_secret_value(),
-            )
-            by_name[stream_name(symbol, stream)] = feed
-            self.feeds.append(feed)
-            state = info.statuses[symbol]
-            if state != "TRADING":
-                self.tell("not_trading", feed.name, state=state)
         for copy in range(self.config.redundancy):
             ws_url = venue.ws_url or (venue.market.ws_url, venue.market.second_ws_url)[copy]
-            for link in links(venue.market, venue.feeds, ws_url):
-                self._plan_link(venue, link, by_name)
+            for link in links(venue.market, [(feed.path.stream, feed.path.symbol) for feed in feeds], ws_url):
+                self._connect(self._plan_link(venue, link, by_name))
+        self._run_backfill(self._backfill(listing))
+        self.coverage.begin(feeds, {feed: _newest_ns(feed) for feed in feeds if feed.sequence.newest_time})
+        self.measured.links = [(state, [feed.meter for feed in self._feeds_of(state)]) for state in self.links]
 
-    def _take_up_gaps(self) -> None:
+    def _connect(self, state: LinkState) -> None:
+        if self._running is not None and self._running.around is not None:
+            keeping = keep(state, self.decoders[state], self._running.around)
+            self._running.connections.append(self._running.tasks.create_task(keeping))
+
+    def _tell_started(self, feeds: int) -> None:
+        gc.freeze()  # what exists now stays: the collector of cycles need not look at it again
+        self.has_feeds()
+        self.tell("started", PROGRAM, feeds=feeds, data_dir=str(self.config.data_dir))
+
+    def _take_up_gaps(self, feeds: Sequence[Feed]) -> None:
         """Find what is missing: gaps that earlier runs left open, and holes between files that nobody knows of."""
         found = accounts(journal_entries(self.config.data_dir / "journal.jsonl"))
-        for feed in self.feeds:
+        for feed in feeds:
             account = found.get(feed.name, Account())
             on_disk = _sealed_ids(feed)
             for first, last in self._unsealed[feed].spans:
@@ -353,7 +381,7 @@ class Collector:
 
     # Connections
 
-    def _plan_link(self, venue: Venue, link: Link, by_name: dict[str, Feed]) -> None:
+    def _plan_link(self, venue: Venue, link: Link, by_name: dict[str, Feed]) -> LinkState:
         state = LinkState(venue.market.name, link)
         self.links[state] = venue
         streams = sorted({by_name[name].path.stream for name in link.streams})
@@ -362,12 +390,13 @@ class Collector:
         for name in link.streams:
             routes[by_name[name].path.stream][by_name[name].path.symbol] = by_name[name]
         self.routes[state] = routes
+        return state
 
-    def _open_feed(self, venue: Venue, stream: str, symbol: str) -> Feed:
-        config = self.config
+    def _open_feed(self, listing: Listing, stream: str, symbol: str) -> Feed:
+        config, venue = self.config, listing.venue
         path = FeedPath(venue.market.name, stream, symbol)
         kind = venue.market.message_types[stream]
-        self._locks.append(lock(config.data_dir, path, utc_text(self.started_ns)))
+        held = lock(config.data_dir, path, utc_text(self.started_ns))
         segments = self._new_segments(path, kind)
         feed = Feed(
             path,
@@ -378,8 +407,42 @@ class Collector:
             config.extra_columns,
             write_not_trades=config.not_trades == "write",
         )
-        self._recover(feed)
+        self._locks[feed] = held
+        try:
+            self._recover(feed)
+        except BaseException:
+            self._let_go(feed)
+            raise
+        self.backfills[feed] = self._backfill(listing)
+        self.histories[feed] = history_of(
+            venue.rest,
+            venue.market,
+            stream,
+            symbol,
+            extra_fields=config.extra_columns,
+            api_key=config.binance_api_key.get_secret_value(),
+        )
         return feed
+
+    def _let_go(self, feed: Feed) -> None:
+        """Give back what a feed holds of the disk."""
+        with contextlib.suppress(SegmentError):
+            feed.segments.close()
+        self._locks.pop(feed).release()
+
+    def _run_backfill(self, backfill: Backfill) -> None:
+        if self._running is not None and backfill not in self._running.filling:
+            self._running.filling.add(backfill)
+            self._running.help(backfill.run())
+
+    def _backfill(self, listing: Listing) -> Backfill:
+        """Return what fills the gaps of an exchange's feeds: one for all of them."""
+        found = self._backfill_of.get(listing)
+        if found is None:
+            found = self._backfill_of[listing] = Backfill(
+                self.histories.__getitem__, self._segments_of, self.writer.checked, self.disk, self.tell, self._ended
+            )
+        return found
 
     def _new_segments(self, path: FeedPath, kind: MessageType) -> Segments:
         return Segments(
@@ -413,7 +476,7 @@ class Collector:
             feed.sequence.next_id = recovered.last_id + 1
             feed.sequence.newest_time = recovered.last_time or 0
             self.tell("continued", feed.name, last_id=recovered.last_id)
-        self._ended(recovered.finished, feed)
+        self._finished[feed] = recovered.finished
 
     def _ended(self, segments: Iterable[Segment], feed: Feed) -> None:
         """Queue segments for sealing; from any thread but the loop's.
@@ -425,38 +488,81 @@ class Collector:
         for segment in segments:
             self._loop.call_soon_threadsafe(self.sealing.put_nowait, (feed, segment))
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Collect until `stop` is set, then stop in order."""
-        self.state = "running"
-        gc.freeze()  # what exists now stays: the collector of cycles need not look at it again
-        background = [self._sync(), self._seal(), self._look_around(), self.clocks.run(), self.listings.run()]
-        background += [self._look_at_backlog(), self.coverage.run(), self.silence.run()]
-        around = Surroundings(
+    async def run(self, stop: asyncio.Event, show: "Show | None" = None) -> None:
+        """Collect until `stop` is set, then stop in order; `show` shows it once collecting may begin.
+
+        Raises `StartError` and `ConfigError` for a mistake at a first start, `SegmentError` where no feed at all can be
+        opened and waiting would not help.
+        """
+        async with contextlib.AsyncExitStack() as shown, asyncio.TaskGroup() as tasks:
+            running = self._running = _Running(tasks)
+            starting = tasks.create_task(self._start(running))
+            await _first_set(self.may_write, stop)
+            if not stop.is_set():
+                await shown.enter_async_context((show or _unseen)(self.snapshot))
+            await stop.wait()
+            self.state = "stopping"
+            starting.cancel()
+            await asyncio.wait({starting})
+            await self.coverage.conclude(CONCLUDED_WITHIN_S)
+            for task in (*running.connections, *self._fetching):
+                task.cancel()
+            if running.connections:
+                await asyncio.wait(running.connections)
+            self.writer.stop()
+            if running.writing is not None:
+                await running.writing
+            for task in running.helpers:
+                task.cancel()
+
+    async def _surroundings(self) -> Surroundings:
+        return Surroundings(
             self.inbox,
             time.time_ns,
             self._uniform,
             USER_AGENT,
             self._renew_in_s,
             self.config.proxy.get_secret_value() if self.config.proxy else None,
-            attempts=await self._loop.run_in_executor(
-                self.disk, attempts_before, self.config.data_dir / "journal.jsonl", time.time(), self._loop.time()
+            attempts=await self._opening(
+                attempts_before, self.config.data_dir / "journal.jsonl", time.time(), self._loop.time()
             ),
         )
-        async with asyncio.TaskGroup() as tasks:
-            writing = tasks.create_task(self.writer.run())
-            connections = [tasks.create_task(keep(state, self.decoders[state], around)) for state in self.links]
-            background += [backfill.run() for backfill in set(self.backfills.values())]
-            helpers = [tasks.create_task(job) for job in background]
-            await stop.wait()
-            self.state = "stopping"
-            await self.coverage.conclude(CONCLUDED_WITHIN_S)
-            for task in (*connections, *self._fetching):
-                task.cancel()
-            await asyncio.wait(connections)
-            self.writer.stop()
-            await writing
-            for task in helpers:
-                task.cancel()
+
+    async def _start(self, running: "_Running") -> None:
+        """Ask the exchanges, wait for the disk, then begin feed after feed, for ever."""
+        kept = await self._once_disk_answers(self._read_listings)
+        self.keeper.take_up(kept)
+        for listing in self.starting.listings:
+            running.help(listing.run())
+        await self.starting.check_first()
+        await self._once_disk_answers(partial(check_data_dir, self.config.data_dir))
+        self.may_write.set()
+        self.state = "running"
+        self._look_at_disk()
+        running.writing = running.tasks.create_task(self.writer.run())
+        for job in (self._sync(), self._seal(), self._look_around(), self._look_at_backlog()):
+            running.help(job)
+        clocks = ClockWatch([one.venue for one in self.starting.listings], self.tell)
+        for job in (clocks.run(), self.coverage.run(), self.silence.run(), self.keeper.run(self._opening)):
+            running.help(job)
+        running.around = await self._surroundings()
+        await self.starting.run()
+
+    def _read_listings(self) -> Mapping[tuple[str, str], Kept]:
+        _note_files(self.config.data_dir, self.starting.waiting)
+        return self.keeper.file.read()
+
+    async def _once_disk_answers(self, work: Callable[[], Result]) -> Result:
+        """Return what `work` gives, waiting for a disk that is not there yet, full, read-only or failing."""
+        while True:
+            try:
+                found = await self._opening(work)
+            except OSError as error:
+                self.starting.note_disk(f"{self.config.data_dir} cannot be used: {error.strerror}.")
+                await asyncio.sleep(DISK_AGAIN_S)
+            else:
+                self.starting.note_disk("")
+                return found
 
     def _tell_not_written(self, detail: str) -> None:
         """Say exactly what is in no file, so that nobody takes it for collected."""
@@ -478,7 +584,10 @@ class Collector:
         return renew_in_s
 
     async def close(self) -> Summary:
-        """Hand over what is held, make it safe, seal if asked, and tell what was done."""
+        """Hand over what is held, make it safe, seal if asked, and tell what was done; nothing if nothing had begun."""
+        if not self.starting.begun:
+            self.state = "stopped"
+            return NOTHING_DONE
         held = {feed: feed.sequence.newest_known_id or 0 for feed in self.feeds if feed.sequence.held}
         try:
             async with asyncio.timeout(STOP_WITHIN_S):
@@ -517,15 +626,16 @@ class Collector:
 
     async def release(self) -> None:
         """Put on record what was not yet, and give everything back; the locks last, when nothing works any more."""
-        await self._loop.run_in_executor(self.syncer, self.quarantine.write)
-        await self._loop.run_in_executor(self.syncer, self.happenings.sync)
-        for feed in self.feeds:
-            with contextlib.suppress(SegmentError):
-                feed.segments.close()
-        for executor in (self.disk, self.syncer, self.sealer):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_WITHIN_S):
+                await self._opening(_nothing)  # a feed that is being opened when the stop comes
+        if self.may_write.is_set():
+            await self._loop.run_in_executor(self.syncer, self.quarantine.write)
+            await self._loop.run_in_executor(self.syncer, self.happenings.sync)
+        for executor in (self.opener, self.disk, self.syncer, self.sealer):
             executor.shutdown(wait=False, cancel_futures=True)
-        for held in self._locks:
-            held.release()
+        for feed in list(self._locks):
+            self._let_go(feed)
 
     # --- Beside the path -------------------------------------------------------------------------------------------
 
@@ -716,7 +826,10 @@ class Collector:
             started_ns=self.started_ns,
             state=self.state,
             data_dir=str(self.config.data_dir),
-            feeds=[self._feed_status(feed, connected=connected[feed], now_s=now_s) for feed in self.feeds],
+            feeds=[
+                *(self._feed_status(feed, connected=connected[feed], now_s=now_s) for feed in self.feeds),
+                *(_waiting_status(one, self.started_ns) for one in self.starting.waiting),
+            ],
             queue_rows=self.inbox.waiting,
             queue_limit=self.inbox.limit,
             queue_bytes=self.inbox.waiting_bytes,
@@ -774,13 +887,15 @@ class Collector:
         return self._rates.setdefault(name, status.Rate()).update(total, now_s)
 
     def _problems(self) -> list[str]:
-        found = [] if not self.writer.disk_trouble else [self.writer.disk_trouble]
-        found += self.writer.blocked[:PROBLEMS_SHOWN]
-        return found + [text for text in (self.happenings.refused, self.measured.refused) if text]
+        found = [self.writer.disk_trouble, self.starting.disk_trouble, *self.writer.blocked[:PROBLEMS_SHOWN]]
+        return [text for text in (*found, self.happenings.refused, self.measured.refused) if text]
 
     def _summary(self) -> Summary:
         open_files = [feed.segments.open_segment.path for feed in self.feeds if feed.segments.open_segment]
         unknown = [feed for feed in self.feeds if feed.unknown_since_ns is not None]
+        waiting = self.starting.waiting
+        since = [feed.unknown_since_ns for feed in unknown] + [self.started_ns] * len(waiting)
+        reasons = [feed.unknown_reason for feed in unknown] + [one.note for one in waiting]
         return Summary(
             rows=sum(feed.rows for feed in self.feeds),
             gaps=sum(feed.gaps for feed in self.feeds),
@@ -792,10 +907,28 @@ class Collector:
             files=[*self.sealed, *open_files],
             seconds=time.monotonic() - self.started_s,
             connections=sum(state.connections for state in self.links),
-            unknown_feeds=len(unknown),
-            unknown_since_ns=min((feed.unknown_since_ns for feed in unknown if feed.unknown_since_ns), default=None),
-            unknown_reasons=tuple(dict.fromkeys(feed.unknown_reason for feed in unknown)),
+            unknown_feeds=len(unknown) + len(waiting),
+            unknown_since_ns=min((since_ns for since_ns in since if since_ns), default=None),
+            unknown_reasons=tuple(dict.fromkeys(reasons)),
         )
+
+
+@dataclass(eq=False)
+class _Running:
+    """The tasks of a run."""
+
+    tasks: asyncio.TaskGroup
+    around: Surroundings | None = None
+    """What the connections need; None before the first begins."""
+    connections: list[asyncio.Task[None]] = field(default_factory=list)
+    helpers: list[asyncio.Task[None]] = field(default_factory=list)
+    writing: asyncio.Task[None] | None = None
+    filling: set[Backfill] = field(default_factory=set)
+    """Those whose task runs."""
+
+    def help(self, job: Coroutine[None, None, None]) -> None:
+        """Run what goes on beside the path until the stop."""
+        self.helpers.append(self.tasks.create_task(job))
 
 
 def _same_trade(line: str, other: str) -> bool:
@@ -846,6 +979,45 @@ def attempts_before(journal: Path, wall_s: float, loop_s: float) -> Attempts:
     return attempts
 
 
+def _note_files(data_dir: Path, waiting: Iterable[Waiting]) -> None:
+    """Note which feeds have files here: whatever stands at the place of their directory. Raises `OSError`."""
+    for one in waiting:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError, NameRefusedError):
+            FeedPath(one.exchange, one.stream, one.symbol).directory(data_dir).lstat()
+            one.has_files = True
+
+
+def _waiting_status(waiting: Waiting, started_ns: int) -> status.FeedStatus:
+    """Return the status of a feed that is not collected yet."""
+    return status.FeedStatus(
+        exchange=waiting.exchange,
+        stream=waiting.stream,
+        symbol=waiting.symbol,
+        connected=False,
+        rows=0,
+        rows_per_s=0.0,
+        last_id=None,
+        last_price="",
+        lag_ms=None,
+        last_row_ns=None,
+        open_gaps=0,
+        missing_ids=0,
+        copies=0,
+        refused=0,
+        not_trades=0,
+        file="",
+        file_bytes=0,
+        files_sealed=0,
+        note=waiting.note,
+        unknown_since_ns=started_ns,
+        unknown_reason=waiting.note,
+    )
+
+
+def _nothing() -> None:
+    """Do nothing: what comes behind everything else in a thread."""
+
+
 def _lower_priority() -> None:
     """Let sealing use only the processor time that collecting leaves (on Linux a thread has its own priority)."""
     with contextlib.suppress(OSError, AttributeError):
@@ -871,28 +1043,19 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
         alerts = _alerts(config, happenings, newest)
         if alerts is not None:
             stack.push_async_callback(asyncio.to_thread, alerts.stop)
-        found = []
-        for venue in venues(config):
+        found = venues(config)
+        for venue in found:
             stack.push_async_callback(venue.rest.close)
-            info = await _unless_stopped(ask_symbols(venue, happenings.tell), stop)
-            if info is None:
-                return Summary(0, 0, 0, 0, 0, 0, 0, (), 0.0)
-            check_symbols(venue, info)
-            venue.budget.learn(venue.market.name, info.weight_per_minute)
-            found.append((venue, info))
-        check_data_dir(config.data_dir)
         collector = Collector(config, found, happenings)
         stack.push_async_callback(collector.release)
         if alerts is not None:
             collector.channels = alerts.states
             stack.push_async_callback(asyncio.to_thread, alerts.stop)  # before the journal is closed
-        await collector.open()
         if alerts is not None:
-            alerts.keep_in(config.data_dir)  # from here on nobody else collects into it
+            collector.has_feeds = partial(alerts.keep_in, config.data_dir)
         async with _status_kept(collector, newest), _supervised(collector, stop):
             try:
-                async with (show or _unseen)(collector.snapshot):
-                    await collector.run(stop)
+                await collector.run(stop, show)
             except ExceptionGroup as failed:
                 raise _first_of(failed) from failed
             finally:
@@ -944,16 +1107,14 @@ def _first_of(failed: ExceptionGroup[Exception]) -> Exception:
     return _first_of(first) if isinstance(first, ExceptionGroup) else first
 
 
-async def _unless_stopped(work: Coroutine[None, None, Result], stop: asyncio.Event) -> Result | None:
-    """Return what `work` gives, or None if `stop` is set before."""
-    task = asyncio.ensure_future(work)
-    stopped = asyncio.ensure_future(stop.wait())
+async def _first_set(*events: asyncio.Event) -> None:
+    """Wait until one of the events is set."""
+    waiting = [asyncio.ensure_future(event.wait()) for event in events]
     try:
-        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        stopped.cancel()
-        task.cancel()
+        for task in waiting:
+            task.cancel()
 
 
 @contextlib.asynccontextmanager
@@ -967,20 +1128,27 @@ async def _status_kept(collector: Collector, newest: deque[status.Snapshot]) -> 
 
     What was written last is in `newest`, for whoever else tells of it.
     """
-    file = await asyncio.to_thread(status.StatusFile, collector.config.data_dir)
+    file: status.StatusFile | None = None
+    may_write = collector.may_write
 
     async def keep_writing() -> None:
+        nonlocal file
         told = False
         while True:
             newest.append(collector.snapshot())
             try:
-                await asyncio.to_thread(file.write, newest[0])
+                if may_write.is_set() and file is None:
+                    file = await asyncio.to_thread(status.StatusFile, collector.config.data_dir)
+                if file is not None:
+                    await asyncio.to_thread(file.write, newest[0])
                 told = False
             except status.StatusError as error:
                 if not told:
                     logger.warning("{}", error)
                 told = True
-            await asyncio.sleep(STATUS_INTERVAL_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STATUS_INTERVAL_S):
+                    await (may_write.wait() if file is None and not told else asyncio.Event().wait())
 
     task = asyncio.create_task(keep_writing())
     try:
@@ -988,8 +1156,9 @@ async def _status_kept(collector: Collector, newest: deque[status.Snapshot]) -> 
     finally:
         task.cancel()
         await asyncio.wait({task})
-        with contextlib.suppress(status.StatusError):
-            file.finish(collector.snapshot())
+        if file is not None:
+            with contextlib.suppress(status.StatusError):
+                file.finish(collector.snapshot())
 
 
 @contextlib.asynccontextmanager

@@ -16,6 +16,7 @@ The only things opened here are the configuration file and, in `check_data_dir`,
 """
 
 import difflib
+import errno
 import json
 import re
 import shlex
@@ -446,15 +447,40 @@ def warnings(path: Path | None, environ: Mapping[str, str]) -> list[str]:
 
 
 def check_data_dir(path: Path) -> None:
-    """Create the data directory if need be and prove that files can be written there; else raise `ConfigError`."""
+    """Create the data directory if need be and prove that files can be made there.
+
+    Raises `ConfigError` for what only a person can mend, and `OSError` for what may heal: a disk that is full,
+    read-only, failing or not mounted yet, and rights that somebody took from a directory that was in use.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return
     except OSError as error:
+        if error.errno not in _MISTAKEN or _was_in_use(path, error):
+            raise
         wrong = f"cannot be written: {error.strerror}"
     remedy = "Make it a directory that this user may write to, or name another one"
     raise ConfigError([Problem(_printable(str(path)), None, "DATA_DIR", wrong, remedy)])
+
+
+_MISTAKEN = frozenset(
+    {
+        errno.EACCES, errno.EEXIST, errno.EINVAL, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT,
+        errno.ENOTDIR, errno.EPERM,
+    }
+)  # fmt: skip
+"""What says that the path itself, or its rights, are wrong."""
+
+
+def _was_in_use(path: Path, error: OSError) -> bool:
+    """Tell whether a directory that cannot be used was good before: it has a journal, or its disk is not mounted."""
+    if path.is_symlink() and error.errno == errno.EEXIST:
+        return not path.exists()
+    try:
+        return error.errno in {errno.EACCES, errno.EPERM} and (path / "journal.jsonl").exists()
+    except OSError:
+        return False
 
 
 # --- Sources -------------------------------------------------------------------------------------------------------

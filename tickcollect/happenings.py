@@ -47,6 +47,23 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "foreign_file": ("WARNING", "{subject}: {file} is not one of its files and was left alone"),
     "continued": ("INFO", "{subject}: goes on after ID {last_id}"),
     "not_trading": ("WARNING", "{subject}: the exchange says {state}, so nothing may come"),
+    "delisted": (
+        "WARNING",
+        "{subject}: gone from the exchange's list of symbols; what was collected is kept, and it stays subscribed",
+    ),
+    "symbol_unknown": ("ERROR", "{subject}: is not collected: {detail}"),
+    "list_doubted": (
+        "WARNING",
+        "{subject}: its list lacks {count} of the {of} symbols collected here, hardly true; all stay subscribed",
+    ),
+    "listings_damaged": ("WARNING", "{subject}: {file} cannot be used and is made anew: {detail}"),
+    "ban_remembered": (
+        "WARNING",
+        "{subject}: this IP is banned until {until}, so no request is sent before; what needs none is collected",
+    ),
+    "feeds_added": ("INFO", "{subject}: {feeds} more feeds are collected from now on"),
+    "feed_left_out": ("ERROR", "{subject}: is not collected at present: {detail} It is tried again."),
+    "feed_taken_up": ("INFO", "{subject}: is collected now"),
     "connected": ("INFO", "{subject}: connected to {url}, {streams} streams"),
     "disconnected": ("WARNING", "{subject}: {reason}. Next attempt in {retry_in_s} s. {remedy}"),
     "cannot_connect": ("WARNING", "{subject}: {reason}. Next attempt in {retry_in_s} s. {remedy}"),

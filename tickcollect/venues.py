@@ -1,13 +1,6 @@
-"""Venues: what is to be collected, by exchange and address, checked with the exchange before anything else is done.
+"""Venues: what is to be collected, by exchange and address, and which of its symbols an exchange does not list."""
 
-An exchange that cannot be reached is asked again, with patience, for as long as that can help; a symbol that it does
-not list is refused with the nearest names.
-"""
-
-import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from tickcollect import __version__
 from tickcollect.budget import Budget
@@ -16,11 +9,10 @@ from tickcollect.exchanges.binance import (
     MARKETS,
     ExchangeInfo,
     Market,
-    exchange_info,
     nearest_symbols,
     rest_url_for,
 )
-from tickcollect.rest import BadRequestError, BlockedError, Rest, RestError
+from tickcollect.rest import Rest
 
 USER_AGENT = f"tickcollect/{__version__}"
 
@@ -68,44 +60,19 @@ def venues(config: Config) -> list[Venue]:
     return found
 
 
-async def ask_symbols(venue: Venue, tell: Callable[..., None]) -> ExchangeInfo:
-    """Return the exchange's list of symbols, trying again with patience where that can help.
-
-    `tell` is told of each failure, and of the success after failures, as of a connection. Raises `StartError` where
-    trying again cannot help.
-    """
-    market = venue.market
-    told = partial(tell, link="list of symbols", url=venue.rest.base_url, streams=len(venue.feeds))
-    delay_s, failures = 2.0, 0
-    while True:
-        try:
-            body = await venue.rest.get(
-                f"{market.rest_prefix}/exchangeInfo", weight=market.exchange_info_weight, retry_delays_s=()
-            )
-            info = exchange_info(market, body)
-        except (BlockedError, BadRequestError) as error:
-            raise StartError(f"{market.name}: {error}") from error
-        except (RestError, ValueError) as error:
-            wait_s = max(delay_s, getattr(error, "retry_after_s", None) or 0.0)
-            reason = str(error).rstrip(".")
-            told("cannot_connect", market.name, reason=reason, remedy="", retry_in_s=round(wait_s))
-            failures += 1
-        else:
-            if failures:
-                told("connected", market.name)
-            return info
-        await asyncio.sleep(wait_s)
-        delay_s = min(delay_s * 2, 60.0)
-
-
-def check_symbols(venue: Venue, info: ExchangeInfo) -> None:
-    """Refuse symbols that the exchange does not list, all of them at once, each with its nearest names."""
+def unknown_symbols(venue: Venue, info: ExchangeInfo) -> dict[tuple[str, str], str]:
+    """Return the feeds (stream, symbol) whose symbol the exchange does not list, each with a line for people."""
     known = list(info.statuses)
-    lines = []
+    lines = {}
     for stream, symbol in venue.feeds:
         if symbol not in info.statuses:
             near = nearest_symbols(symbol, known)
             hint = f"; did you mean {' or '.join(near)}?" if near else "; the exchange lists no similar name"
-            lines.append(f"{venue.market.name} {stream}: {symbol} is not a symbol of this exchange{hint}")
-    if lines:
-        raise UnknownSymbolError("\n".join(lines))
+            lines[stream, symbol] = f"{venue.market.name} {stream}: {symbol} is not a symbol of this exchange{hint}"
+    return lines
+
+
+def check_symbols(venue: Venue, info: ExchangeInfo) -> None:
+    """Refuse symbols that the exchange does not list, all of them at once, each with its nearest names."""
+    if lines := unknown_symbols(venue, info):
+        raise UnknownSymbolError("\n".join(lines.values()))

@@ -1,4 +1,4 @@
-"""Watches: a feed's silence, the clocks and the exchange's list of symbols, which no message tells of.
+"""Watches: a feed's silence and the clocks, which no message tells of.
 
 Rules:
 
@@ -12,8 +12,6 @@ Rules:
    measured every ten minutes, because `T` and `E` are theirs and the time of arrival is ours. Half the round trip of an
    answer is not known, so nobody is alarmed for it; the quickest of some answers counts. Where another exchange agrees
    with this machine, it is the exchange's clock that is wrong.
-4. The exchange's own list is read again every six hours: a symbol that stops trading, or is gone from the list, and a
-   changed request limit are told of, and the limit is kept from then on.
 """
 
 import asyncio
@@ -26,8 +24,6 @@ from loguru import logger
 
 from tickcollect.budget import Purpose
 from tickcollect.exchanges.binance import (
-    ExchangeInfo,
-    exchange_info,
     server_time_ms,
     stream_name,
 )
@@ -50,8 +46,6 @@ CLOCK_INTERVAL_S = 600.0
 CLOCK_WRONG_MS = 2000
 CLOCK_TRIES = 3
 CLOCK_ANSWER_S = 10.0
-LISTING_INTERVAL_S = 6 * 3600.0
-GONE = "gone from its list"
 
 
 @dataclass
@@ -177,49 +171,6 @@ class SilenceWatch:
         silence.told_s = asyncio.get_running_loop().time()
         self.tell("silent", feed.name, seconds=seconds, exchange_id=newest_id)
         state.current.drop(f"{feed.path.stream} of {feed.path.symbol} is silent although its market trades")
-
-
-@dataclass
-class ListingWatch:
-    """Watches what each exchange says of its symbols and its request limit (rule 4)."""
-
-    venues: Sequence[tuple[Venue, ExchangeInfo]]
-    """With what each exchange said at the start."""
-    tell: Tell
-    interval_s: float = LISTING_INTERVAL_S
-    _states: dict[tuple[str, str], str] = field(default_factory=dict)
-
-    async def run(self) -> None:
-        """Compare, now with what this version knows, then every `interval_s` with what was said before."""
-        for venue, info in self.venues:
-            self._compare_limit(venue, venue.market.weight_per_minute, info.weight_per_minute)
-            self._states |= {(venue.market.name, symbol): state for symbol, state in info.statuses.items()}
-        while True:
-            await asyncio.sleep(self.interval_s)
-            for venue, _ in self.venues:
-                await self._look(venue)
-
-    async def _look(self, venue: Venue) -> None:
-        market = venue.market
-        try:
-            body = await venue.rest.get(
-                f"{market.rest_prefix}/exchangeInfo", weight=market.exchange_info_weight, purpose=Purpose.LOOK
-            )
-            info = await asyncio.to_thread(exchange_info, market, body)
-        except (RestError, ValueError) as error:
-            logger.debug("{}: its list of symbols cannot be read again: {}", market.name, error)
-            return
-        self._compare_limit(venue, venue.budget.limit, info.weight_per_minute)
-        venue.budget.learn(market.name, info.weight_per_minute)
-        for stream, symbol in venue.feeds:
-            was, state = self._states[market.name, symbol], info.statuses.get(symbol, GONE)
-            if state != was:
-                self.tell("state_changed", f"{market.name}/{stream}/{symbol}", was=was, state=state)
-        self._states |= {(market.name, symbol): info.statuses.get(symbol, GONE) for _, symbol in venue.feeds}
-
-    def _compare_limit(self, venue: Venue, was: int, now: int) -> None:
-        if was != now:
-            self.tell("limits_changed", venue.market.name, was=was, now=now)
 
 
 @dataclass(frozen=True, slots=True)
