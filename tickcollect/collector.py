@@ -860,6 +860,7 @@ class Collector:
             last_row_ns=feed.last_received_ns or None,
             open_gaps=len(feed.open.spans) + len(feed.held_gaps),
             missing_ids=feed.missing_ids,
+            lost_ids=feed.lost,
             copies=feed.copies,
             refused=feed.refused,
             not_trades=feed.not_trades,

@@ -97,6 +97,8 @@ class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Gaps that are neither filled nor given up, those that rows held back wait for included."""
     missing_ids: int
     """IDs known not to be in the files: those of open gaps, those that rows held back wait for, and those lost."""
+    lost_ids: int = 0
+    """Those of them that nobody can give any more."""
     copies: int
     """Messages dropped because their row was written before."""
     refused: int
