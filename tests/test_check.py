@@ -323,8 +323,8 @@ EXCHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str, str, s
         {},
         "streams",
         "fail",
-        "answered HTTP 403: the exchange's firewall refuses this IP",
-        "It is tried again every 5 minutes; stop other programs that use this IP",
+        "answered HTTP 403: a firewall before the exchange refuses this IP address",
+        "It is tried again every 5 minutes; stop other programs that use this IP address, or use another one",
     ),
     "connection that never stays": (
         "binance",

@@ -533,7 +533,7 @@ CASES: Sequence[Case] = (
            partial(refuse, status=status, headers=headers, quiet_s=8, says=says), says, quick=status == 429)
       for status, headers, says in (
           (403, {}, "firewall"), (418, {"Retry-After": "180"}, "banned"), (429, {"Retry-After": "90"}, "limit"),
-          (451, {}, "country"), (302, {"Location": "ws://127.0.0.1:1/"}, "not a websocket address"))),
+          (451, {}, "country"), (302, {"Location": "ws://127.0.0.1:1/"}, "not an answer of the exchange"))),
     _NET("refused-500", "N12", "three handshakes are answered with 500", "tries again, each time a little later",
          partial(refuse_for, status=500, attempts=3), "trouble", quick=True),
     _NET("handshake-hangs", "N12", "a handshake is never answered", "gives up after a while, and tries again", hang),
