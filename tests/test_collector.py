@@ -26,9 +26,10 @@ from conftest import (
     status_of,
     until,
 )
+from loguru import logger
 
 from tickcollect import collector, segments
-from tickcollect.collector import Summary, attempts_before, collect
+from tickcollect.collector import Summary, attempts_before, collect, prepare_loop
 from tickcollect.config import load
 from tickcollect.dataset.replay import Behaviour, ReplayServer, serve
 from tickcollect.journal import Journal
@@ -559,3 +560,45 @@ def test_attempts_of_long_ago_or_of_a_wrong_clock_do_not_count(tmp_path: Path) -
             journal.append("connected", subject=SPOT)
         journal.close()
     assert attempts_before(path, 1_790_000_000.0, 5.0).paced_s(SPOT, 5.0) == 0
+
+
+# --- The event loop --------------------------------------------------------------------------------------------------
+
+
+def test_names_that_resolve_slowly_hold_up_nothing_else() -> None:
+    """While thirty look-ups hang, what else runs beside the loop goes on."""
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        prepare_loop(loop)
+        answer = threading.Event()
+        hanging = [loop.run_in_executor(None, answer.wait) for _ in range(30)]
+        assert await asyncio.wait_for(asyncio.to_thread(int, "7"), 60) == 7
+        answer.set()
+        await asyncio.gather(*hanging)
+
+    asyncio.run(test())
+
+
+def test_what_nobody_awaits_is_told_in_a_line() -> None:
+    """A failure in a callback ends nothing, and is neither silent nor a traceback."""
+    told: list[str] = []
+    sink = logger.add(told.append, level="INFO", format="{message}")
+
+    def fail() -> None:
+        raise KeyError("nobody\nforesaw it")
+
+    async def test() -> None:
+        prepare_loop(asyncio.get_running_loop())
+        asyncio.get_running_loop().call_soon(fail)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    try:
+        asyncio.run(test())
+    finally:
+        logger.remove(sink)
+    (line,) = [line for line in told if "Not foreseen" in line]
+    assert "KeyError" in line
+    assert line.count("\n") == 1
+    assert "Traceback" not in line

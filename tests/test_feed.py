@@ -546,6 +546,27 @@ def test_one_refused_stream_does_not_stop_the_others(monkeypatch: pytest.MonkeyP
     run(test)
 
 
+def test_answers_to_nothing_are_told_once_and_kept() -> None:
+    """A flood of errors or acknowledgements that answer nothing of ours is one line, and the rest in quarantine."""
+
+    async def script(peer: Peer, _: int) -> None:
+        await peer.subscribed()
+        peer.send(*[b'{"code":3,"msg":"Invalid JSON","id":null}'] * 50, *[b'{"result":null,"id":77}'] * 50, trade(0))
+        await stay(peer)
+
+    async def test() -> None:
+        async with exchange(script) as server, watch(server.url) as link:
+            await link.until_rows(1)
+            await link.until(Odd, 99)
+            assert [list(item.streams) for item in link.found(SubscriptionRefused)] == [[]]
+            assert {item.notice for item in link.found(Odd)} == {
+                Refused("an answer to nothing that was asked: Acknowledged(id=77)"),
+                Refused("an answer to nothing that was asked: ControlError(code=3, message='Invalid JSON', id=None)"),
+            }
+
+    run(test)
+
+
 def test_a_subscription_is_acknowledged_from_the_answer_to_the_end() -> None:
     """Before the exchange has answered and after the connection has ended nobody may call a stream subscribed."""
 
@@ -1800,6 +1821,27 @@ def test_odd_payloads_count_too(payload: bytes) -> None:
             link.inbox.done()
             while taken + len(link.found(Odd)) < 3000:
                 await link.more()
+
+    run(test)
+
+
+def test_reading_goes_on_at_half_of_the_limit() -> None:
+    """A queue that is full stays so until half of what it may hold is free, in messages and in bytes alike."""
+
+    async def test() -> None:
+        link = LinkState("binance", Link("", ()))
+        for payloads in ([b"x" * 100] * 60, [b"x" * 40_000]):
+            inbox = Inbox(100)  # 64,000 bytes
+            inbox.put(Batch(link, 1, 0, payloads, lambda _: []))
+            assert len(await inbox.take()) == 1
+            inbox.put(Batch(link, 1, 0, payloads, lambda _: []))
+            assert inbox.is_full
+            inbox.done()
+            assert inbox.is_full
+            inbox.take_now()
+            inbox.done()
+            assert not inbox.is_full
+            assert inbox.pauses == 1
 
     run(test)
 

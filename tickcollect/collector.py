@@ -33,7 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from loguru import logger
 
@@ -103,6 +103,8 @@ PROBLEMS_SHOWN = 5
 """Feeds whose files are refused, that the status names."""
 FILES_TOLD = 100
 FEEDS_NAMED = 20
+THREADS_ASIDE = 64
+"""Two look-ups of a name for each of the 30 connections of a large collection; they are made as they are needed."""
 ATTEMPTS_LOOKED_FOR_BYTES = 1_000_000
 """Of the journal's end: 4,000 entries of connections."""
 DISK_RATE_AFTER_S = 60.0
@@ -1038,6 +1040,7 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
     `SegmentError` for files in use or a disk that refuses; then, too, everything that could be saved was.
     """
     newest: deque[status.Snapshot] = deque(maxlen=1)
+    prepare_loop(asyncio.get_running_loop())
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_metrics_served(config, lambda: newest[0] if newest else None))
         happenings = Happenings(Journal(config.data_dir / "journal.jsonl"))
@@ -1062,6 +1065,24 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
             finally:
                 summary = await collector.close()
         return summary
+
+
+def prepare_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Give the loop threads enough for names that resolve slowly, and let what nobody awaits be told in one line.
+
+    Names are looked up in the loop's own threads, of which there are six on two cores: a name server that does not
+    answer would hold up all else that is done there, the status file first.
+    """
+    loop.set_default_executor(ThreadPoolExecutor(THREADS_ASIDE, "aside"))
+    loop.set_exception_handler(_tell_stray)
+
+
+def _tell_stray(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Tell of a failure that stopped nothing, because nobody waited for what failed."""
+    error = context.get("exception")
+    what = f"{type(error).__name__}: {error}" if error is not None else ""
+    logger.error("Not foreseen, and it has stopped nothing: {} {}", context["message"], " ".join(what.split()))
+    logger.opt(exception=error).debug("{}", context["message"])
 
 
 def _alerts(config: Config, happenings: Happenings, newest: Sequence[status.Snapshot]) -> Alerts | None:

@@ -47,6 +47,7 @@ from tickcollect.exchanges.binance import (
     Decoder,
     Link,
     Notice,
+    Refused,
     ServerShutdown,
     subscribe_messages,
 )
@@ -247,6 +248,8 @@ class LinkState:
     """Its open connections: one, and two while it is renewed."""
     refusals_told: set[str] = field(default_factory=set)
     """Streams that were refused and not acknowledged since."""
+    strange_error_told: bool = False
+    """An error that answers nothing was told; more of them are put into quarantine."""
     received_ns: int = 0
     """When anything came last, data or a sign of life, by the wall clock."""
 
@@ -566,6 +569,10 @@ class _Subscription:
         """The streams that no answer has come for."""
         return [name for names in (*self.pending.values(), *self.unsent) for name in names]
 
+    def waits_for(self, id_: object) -> bool:
+        """Tell whether an answer's ID, which may be anything, is that of a message of ours that waits for it."""
+        return isinstance(id_, int) and id_ in self.pending
+
     def next_message(self) -> bytes:
         """Return the next message to send; its answer is waited for from now on."""
         (message,) = subscribe_messages(self.unsent.popleft(), next(self._numbers))
@@ -774,12 +781,15 @@ class _Listener(WSListener):
 
     def _notice(self, payload: bytes, notice: Notice) -> None:
         match notice:
-            case Acknowledged(id_):
+            case Acknowledged(id_) if self.subscription.waits_for(id_):
                 self._acknowledged(id_)
-            case ControlError() as error:
+            case ControlError() as error if self.subscription.waits_for(error.id) or not self.state.strange_error_told:
                 self._refused(error)
             case ServerShutdown():
                 self._session.renew("the exchange announced that this server shuts down")
+            case Acknowledged() | ControlError():
+                answer = Refused(f"an answer to nothing that was asked: {notice}")
+                self._inbox.put(Odd(self.state, self._received_ns, payload, answer))
             case _:
                 self._inbox.put(Odd(self.state, self._received_ns, payload, notice))
 
@@ -791,11 +801,12 @@ class _Listener(WSListener):
             self._inbox.put(SubscriptionAccepted(self.state, sorted(accepted)))
 
     def _refused(self, error: ControlError) -> None:
-        """Tell that streams are refused, each once for as long as it is."""
+        """Tell that streams are refused, each once for as long as it is; of errors that name none, the first."""
         streams = self.subscription.refuse(error.id)
         if streams is None or (streams and self.state.refusals_told.issuperset(streams)):
             return
         self.state.refusals_told.update(streams)
+        self.state.strange_error_told |= not streams
         self._inbox.put(SubscriptionRefused(self.state, streams, error))
 
 
