@@ -1835,12 +1835,12 @@ def test_reading_goes_on_at_half_of_the_limit() -> None:
             inbox.put(Batch(link, 1, 0, payloads, lambda _: []))
             assert len(await inbox.take()) == 1
             inbox.put(Batch(link, 1, 0, payloads, lambda _: []))
-            assert inbox.is_full
+            is_full = [inbox.is_full]
             inbox.done()
-            assert inbox.is_full
+            is_full.append(inbox.is_full)
             inbox.take_now()
             inbox.done()
-            assert not inbox.is_full
+            assert [*is_full, inbox.is_full] == [True, True, False]
             assert inbox.pauses == 1
 
     run(test)
