@@ -347,6 +347,15 @@ EXCHANGES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str, str, s
 }
 
 
+def test_a_proxy_that_is_no_address_is_a_finding() -> None:
+    """What the configuration's form admits and no library can use is told with its key, and ends nothing."""
+    with served("binance") as running:
+        _, findings = checked(configured(running, PROXY="socks5://256.1.1.1:1080"), "--no-send", "--wait", "1.5")
+    (told,) = of(findings, "exchange", "fail")
+    assert "PROXY cannot be used: its host is no name and no IP address" in told["found"]
+    assert told["remedy"] == "Correct the address in the configuration"
+
+
 @pytest.mark.parametrize("case", EXCHANGES)
 def test_what_is_wrong_with_an_exchange_is_told_with_what_to_do(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each fault is one finding with its remedy, and decides the exit code."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import gzip
 import logging
 import shutil
@@ -200,6 +201,13 @@ REFUSALS: dict[str, tuple[bytes, type[RestError], int | None, str]] = {
     "half JSON": (http(200, b'[{"a":1'), BadAnswerError, None, "not JSON"),
     "no content": (http(204, b""), BadAnswerError, None, "HTTP 204"),
     "too large": (http(200, b"[" + b" " * 5000 + b"]"), BadAnswerError, None, "larger than 4096 bytes"),
+    "redirect to no address": (http(302, b"", Location="http://xn--/"), BadAnswerError, None, "no address"),
+    "redirect without a host": (http(307, b"", Location="javascript:1"), BadAnswerError, None, "no address"),
+    "nested refusal": (http(400, b'{"code":' * 100_000), BadRequestError, None, "HTTP 400"),
+    "nested reason": (
+        http(400, b'{"code":-1,"msg":' + b"[" * 900 + b"]" * 900 + b"}"), BadRequestError, -1, "HTTP 400, code -1. "
+    ),
+    "code without end": (http(400, b'{"code":' + b"9" * 4000 + b"}"), BadRequestError, None, "HTTP 400. "),
     "control characters": (http(400, b'{"code":-1,"msg":"a\\u001b[2Jb"}'), BadRequestError, -1, "a?[2Jb"),
     "not HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", UnreachableError, None, "not HTTP"),
     "closed at once": (b"", UnreachableError, None, "closed"),
@@ -312,6 +320,15 @@ BANS = {
     "429 without": (http(429), 60.0),
     "429 with nonsense": (http(429, Retry_After="soon"), 60.0),
     "429 with zero": (http(429, Retry_After="0"), 1.0),
+    "429 with a fraction": (http(429, Retry_After="37.5"), 37.5),
+    "429 with a year that no calendar holds": (http(429, Retry_After="Tue, 14 Jul 99999 03:35:40 GMT"), 60.0),
+    "418 with an offset that no calendar holds": (
+        http(418, Retry_After="Tue, 14 Jul 2026 03:35:40 +99999999999999999999"), 120.0
+    ),
+    "418 with endless digits": (http(418, Retry_After="9" * 5000), 259_200.0),
+    "418 with an end in the year 2286": (
+        http(418, b'{"code":-1003,"msg":"IP banned until 9999999999999"}'), 259_200.0
+    ),
     "429 with a date": (http(429, Retry_After="Tue, 14 Jul 2026 03:35:40 GMT"), 100.0),
     "418 with seconds": (http(418, Retry_After="259200"), 259_200.0),
     "418 without": (http(418, b"teapot"), 120.0),
@@ -622,6 +639,59 @@ def test_a_socks_proxy_is_understood() -> None:
     assert heard == [b"\x05\x01\x00", b"\x05\x01\x00\x03\x0bapi.invalid\x00\x50"]
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # httpcore leaves the proxy's socket to the garbage collector
+@pytest.mark.parametrize(
+    "replies",
+    [[b""], [b"\x04\x00"], [b"\x05\x77"], [b"\x05\x00", b"\x05\x99\x00\x01aaaaaa"], [b"HTTP/1.1 400 No\r\n\r\n"]],
+    ids=["closed", "version 4", "unknown method", "unknown reply", "HTTP"],
+)
+def test_a_proxy_that_does_not_speak_socks(replies: list[bytes]) -> None:
+    """Whatever it answers instead, the request has failed, and that is all."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for reply in replies:
+            await reader.read(1000)
+            writer.write(reply)
+        await writer.drain()
+        writer.close()
+
+    async def story() -> None:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        proxy = f"socks5://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with server, rest("http://api.invalid", FakeTime(), proxy=proxy, retry_delays_s=()) as client:
+            with pytest.raises(UnreachableError, match="proxy"):
+                await client.get("/x", weight=1, timeout_s=10)
+
+    run(story())
+    gc.collect()
+
+
+@pytest.mark.parametrize("host", ["[v1.x]", "256.1.1.1", "\N{ARABIC-INDIC DIGIT ONE}", "a" * 70_000])
+def test_an_address_that_cannot_be_used(host: str) -> None:
+    """It is refused when it is given, and a proxy's password is not shown."""
+    with pytest.raises(ValueError, match="its host is no name"):
+        rest(f"http://{host}", FakeTime())
+    with pytest.raises(ValueError, match="PROXY cannot be used") as error:
+        rest("http://api.invalid", FakeTime(), proxy=f"socks5://user:S3CRET@{host}")
+    assert "S3CRET" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["/\ud800", "/\0", "/" + "x" * 70_000])
+def test_a_request_that_cannot_be_said_is_a_rest_error(path: str) -> None:
+    """A symbol that no address can hold ends in an error like any other, and its weight is free again."""
+
+    async def story() -> None:
+        async with serve(OK) as server, rest(server.url, FakeTime()) as client:
+            with pytest.raises(BadAnswerError):
+                await client.get(path, weight=1)
+            with pytest.raises(RestError):
+                await client.get("/x", {"symbol": "\ud800"}, weight=1)
+            assert server.requests == []
+            assert await client.get("/x", weight=1) == b'{"ok":true}'
+
+    run(story())
+
+
 def test_no_secret_in_errors_or_logs(caplog: pytest.LogCaptureFixture) -> None:
     """Neither the key in a header nor the parameters of a request appear in an error's text or in a log."""
     caplog.set_level(logging.DEBUG)
@@ -646,6 +716,16 @@ def test_no_secret_in_errors_or_logs(caplog: pytest.LogCaptureFixture) -> None:
         st.integers(100, 599),
         st.binary(max_size=40),
         st.binary(max_size=100),
+    )
+    | st.builds(
+        lambda status, name, value, body: http(status, body, **{name: value}),
+        st.sampled_from([200, 302, 307, 400, 403, 418, 429, 503]),
+        st.sampled_from(
+            ["Location", "Retry_After", "Content_Encoding", "Content_Type", "Set_Cookie", "X_MBX_USED_WEIGHT_1M"]
+        ),
+        st.sampled_from(["http://[::1", "//", "gzip", "zstd, br", "a=b; expires=Tue, 14 Jul 99999 03:35:40 GMT"])
+        | st.text(st.characters(codec="ascii", exclude_characters="\r\n"), max_size=40),
+        st.sampled_from([b"[1]", b"", b'{"code":-1003,"msg":"banned until 9999999999999"}', b"[" * 50_000]),
     )
 )
 @settings(deadline=None, max_examples=150)

@@ -153,7 +153,7 @@ class Rest:
 
     `budget` is shared by everything that counts into the same limit (rule 1). `retry_delays_s` has one pause for each
     repetition (rule 5). `ssl_context` replaces the system's certificates, not the verification. Raises `ValueError`
-    for a proxy address that httpx does not understand.
+    for an address, of the exchange or of the proxy, that cannot be used; the text never holds the proxy's.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Rest:
         for name in ("httpx", "httpcore"):
             logging.getLogger(name).setLevel(logging.WARNING)
         self.base_url = base_url.rstrip("/")
-        self._host = httpx.URL(base_url).netloc.decode()
+        self._host = _usable(base_url, f"{base_url} cannot be asked").netloc.decode()
         self._budget = budget
         self._clock = clock or Clock()
         self._retry_delays_s = tuple(retry_delays_s)
@@ -180,7 +180,7 @@ class Rest:
         self._body_bytes_max = body_bytes_max
         self._client = httpx.AsyncClient(
             verify=ssl_context or ssl.create_default_context(),
-            proxy=proxy,
+            proxy=None if proxy is None else _usable(proxy, "PROXY cannot be used"),
             trust_env=False,
             follow_redirects=False,
             timeout=None,  # noqa: S113 - `_ask` bounds the whole answer; httpx would bound each of its reads
@@ -329,6 +329,14 @@ class Rest:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _usable(address: str, what: str) -> httpx.URL:
+    """Return an address as httpx has it. Raises `ValueError`, in our words: its own would show a proxy's password."""
+    try:
+        return httpx.URL(address)
+    except (httpx.InvalidURL, ValueError):
+        raise ValueError(f"{what}: its host is no name and no IP address, or it is too long") from None
 
 
 # --- Reading what came ---------------------------------------------------------------------------------------------

@@ -42,7 +42,10 @@ class Venue:
 
 
 def venues(config: Config) -> list[Venue]:
-    """Group what shall be collected by exchange and address; USD-M and COIN-M share one budget (2026-06-24)."""
+    """Group what shall be collected by exchange and address; USD-M and COIN-M share one budget (2026-06-24).
+
+    Raises `StartError` for an address or a proxy that cannot be used.
+    """
     grouped: dict[tuple[str, str | None, str], list[CollectEntry]] = {}
     for entry in config.collect:
         market = MARKETS[entry.exchange]
@@ -55,7 +58,10 @@ def venues(config: Config) -> list[Venue]:
         market = MARKETS[exchange]
         pool = "spot" if exchange == "binance" else "futures"
         budget = budgets.setdefault(pool, Budget(market.weight_per_minute, config.rest_share))
-        rest = Rest(rest_url, budget=budget, proxy=proxy, user_agent=USER_AGENT)
+        try:
+            rest = Rest(rest_url, budget=budget, proxy=proxy, user_agent=USER_AGENT)
+        except ValueError as error:
+            raise StartError(str(error)) from error
         found.append(Venue(market, ws_url, rest, tuple(entries), budget))
     return found
 

@@ -42,7 +42,7 @@ from tickcollect.feed import (
     keep,
 )
 from tickcollect.rest import RestError
-from tickcollect.venues import USER_AGENT, UnknownSymbolError, Venue, check_symbols, venues
+from tickcollect.venues import USER_AGENT, StartError, UnknownSymbolError, Venue, check_symbols, venues
 
 ANSWER_WITHIN_S = 10.0
 """For one answer over REST."""
@@ -64,7 +64,11 @@ ATTEMPTS = 3
 
 async def look_at_exchanges(asked: Asked) -> Findings:
     """Look at each exchange and address: its list, its clock, its streams, its history."""
-    return list(chain.from_iterable(await asyncio.gather(*(_visit(asked, venue) for venue in venues(asked.config)))))
+    try:
+        found = venues(asked.config)
+    except StartError as error:
+        return [Finding("exchange", "", FAIL, str(error), "Correct the address in the configuration")]
+    return list(chain.from_iterable(await asyncio.gather(*(_visit(asked, venue) for venue in found))))
 
 
 async def _visit(asked: Asked, venue: Venue) -> Findings:
