@@ -501,7 +501,7 @@ def test_what_is_safe_of_a_file_whose_sync_failed_is_sealed(spot: Setting, monke
         ended = []
         for at, line in enumerate(lines.splitlines(keepends=True)):
             ended += real_append(files, line, ids[at : at + 1], day)
-            if at % 10 == 0 and not files._unsynced:
+            if at % 7 == 0 and not files._unsynced:
                 files.sync()  # so that what ends next is safe but for its last rows
         return ended
 

@@ -1,5 +1,6 @@
-"""What the names of a feed's files do not say, kept beside them in `.feed.json`: numberings and extra columns.
+"""What the names of a feed's files do not say: its numberings and the names of extra columns.
 
+    data/.feeds/binance/trade/BTCUSDT.json
     {"restarts":[{"first_id":1,"last_id":4000049,"time":1790000000005,"later":[]}],"columns":["X"],"earlier_columns":{}}
 
 Rules:
@@ -21,9 +22,9 @@ from pathlib import Path
 import msgspec
 
 from tickcollect.events import MS_PER_DAY, time_ms
-from tickcollect.files import TEMPORARY, SegmentName, private, sync_directory
+from tickcollect.files import TEMPORARY, FeedPath, SegmentName, make_directory, private, sync_directory
 
-RECORD_NAME = ".feed.json"
+RECORDS = ".feeds"
 RESTARTS_KEPT = 50
 
 
@@ -71,27 +72,32 @@ class Record:
         return self.earlier_columns.get(file, self.columns)
 
 
-def read_record(directory: Path) -> Record | None:
-    """Return what is kept beside a feed's files; None if there is nothing. Raises `ValueError` if it is damaged."""
+def record_path(root: Path, feed: FeedPath) -> Path:
+    """Return where a feed's record is kept below the data directory `root`."""
+    return root / RECORDS / feed.exchange / feed.stream / f"{feed.symbol}.json"
+
+
+def read_record(path: Path) -> Record | None:
+    """Return a feed's record; None if there is none. Raises `ValueError` if it is damaged, `OSError`."""
     try:
-        return msgspec.json.decode((directory / RECORD_NAME).read_bytes(), type=Record)
+        return msgspec.json.decode(path.read_bytes(), type=Record)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(str(error)) from error
 
 
-def write_record(directory: Path, record: Record) -> None:
-    """Replace what is kept beside a feed's files; it is safe from power loss when this returns."""
-    path = directory / RECORD_NAME
-    temporary = path.with_name(RECORD_NAME + TEMPORARY)
+def write_record(path: Path, record: Record) -> None:
+    """Replace a feed's record; it is safe from power loss when this returns. Raises `OSError`."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    make_directory(path.parent)
     try:
         with open(temporary, "wb", opener=private) as file:
             file.write(msgspec.json.encode(record) + b"\n")
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_directory(directory)
+        sync_directory(path.parent)
     except OSError:
         with suppress(OSError):
             temporary.unlink()

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tickcollect.feed_record import RECORD_NAME, RESTARTS_KEPT, Record, Restart, read_record, write_record
+from tickcollect.feed_record import RESTARTS_KEPT, Record, Restart, read_record, record_path, write_record
 from tickcollect.files import (
     CHUNK,
     LOCK_NAME,
@@ -100,6 +100,7 @@ class Recovery:
         self._root = root
         self._feed = feed
         self._directory = feed.directory(root)
+        self._record_path = record_path(root, feed)
         self._numbering = numbering
         self._extra_columns = extra_columns
         self._this_boot_ns = this_boot_ns
@@ -143,10 +144,12 @@ class Recovery:
 
     def _read_record(self) -> None:
         try:
-            found = read_record(self._directory)
+            found = read_record(self._record_path)
         except ValueError as error:
             found = None
-            self._lines.append(f"{RECORD_NAME}: it is damaged ({error}); the files themselves tell its numberings")
+            self._lines.append(
+                f"{self._record_path}: it is damaged ({error}); the files themselves tell its numberings"
+            )
         self._record = self._kept_record = found or Record()
         if found is None and self._numbering is Numbering.BY_ONE:
             restart = self._unrecorded_restart()
@@ -168,8 +171,7 @@ class Recovery:
         columns = (self._extra_columns, earlier) if noted else (None, {})
         record = Record(self._record.restarts[-RESTARTS_KEPT:], *columns)
         if record != self._kept_record:
-            make_directory(self._directory)
-            write_record(self._directory, record)
+            write_record(self._record_path, record)
         self._record = record
 
     def _names_of(self, path: Path, count: int) -> tuple[str, ...] | None:
@@ -261,7 +263,7 @@ class Recovery:
             return
         for path in sorted(self._directory.iterdir()):
             name = self._feed.parse(path.name)
-            if path.name in {LOCK_NAME, RECORD_NAME, RECORD_NAME + TEMPORARY}:
+            if path.name == LOCK_NAME:
                 continue
             if name is None or path.is_symlink() or not path.is_file():
                 self._foreign.append(path)

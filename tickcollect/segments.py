@@ -45,7 +45,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tickcollect.feed_record import RECORD_NAME, RESTARTS_KEPT, Record, Restart, write_record
+from tickcollect.feed_record import RESTARTS_KEPT, Record, Restart, record_path, write_record
 from tickcollect.files import (
     FILE_MODE,
     LOCK_NAME,
@@ -445,18 +445,18 @@ class Segments:
         It is on record, safe from power loss, before a row of it is written. Returns what is to be sealed. Raises
         `FileLostError`, `DiskError`; it can be repeated then.
         """
-        ended = self.end()
+        ended, path = self.end(), record_path(self._root, self.feed)
         restart = Restart(first_id, last_id, time)
         try:
             names = [self.feed.parse(path.name) for path in self.directory.iterdir()]
             later = tuple((name.day, name.first_id) for name in names if name is not None and name.day > restart.day)
             restarts = (*self._record.restarts, replace(restart, later=later))[-RESTARTS_KEPT:]
             record = replace(self._record, restarts=restarts)
-            write_record(self.directory, record)
+            write_record(path, record)
         except OSError as error:
             with self._lock:
                 self._ended = [*ended, *self._ended]
-            raise _disk_error("write", self.directory / RECORD_NAME, error) from error
+            raise _disk_error("write", path, error) from error
         self._record = record
         return ended
 
