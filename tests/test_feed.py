@@ -1679,11 +1679,32 @@ def test_socks_proxy_resolves_the_name(scheme: str) -> None:
         ("socks5h://[::1]:", "socks5://[::1]:1080"),
         ("http://user:pw@host:3128", "http://user:pw@host:3128"),
         ("https://host", "https://host"),
+        ("http://user:pw@host/path?query#fragment", "http://user:pw@host"),
     ],
 )
 def test_proxy_as_the_library_wants_it(configured: str | None, used: str | None) -> None:
     """Every proxy that the configuration takes is one for the websocket, too."""
     assert websocket_proxy(configured) == used
+
+
+@pytest.mark.parametrize("scheme", ["http", "socks5h"])
+@pytest.mark.parametrize(
+    ("host", "said"), [("127.0.0.1", "127.0.0.1"), ("no-such-proxy.invalid", "no-such-proxy.invalid")]
+)
+def test_proxy_that_is_not_there(scheme: str, host: str, said: str) -> None:
+    """A proxy that cannot be reached is named, and not the exchange; its user and password are not."""
+
+    async def test() -> None:
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            proxy = f"{scheme}://user:s3cret@{host}:{unused.getsockname()[1]}"
+            async with watch("ws://exchange.invalid", proxy=proxy) as link:
+                end = await link.until(Disconnected)
+                assert said in end.reason
+                assert "PROXY" in end.reason + end.remedy
+                assert "s3cret" not in end.reason + end.remedy
+
+    run(test)
 
 
 @pytest.mark.parametrize("scheme", ["http", "socks5", "socks5h"])

@@ -450,8 +450,8 @@ _UNSEEN = frozenset({errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errn
 """Failures of this machine or its network: no packet has reached the exchange."""
 
 
-def _refused_by(error: Exception, host: str, wall_s: float) -> _End:
-    """Put the failure to connect into words."""
+def _refused_by(error: Exception, host: str, near: str, wall_s: float) -> _End:
+    """Put the failure to connect into words; `near` is what we connect to, the proxy where there is one."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _End(
             f"the certificate of {host} is not trusted: {error.verify_message}",
@@ -461,7 +461,7 @@ def _refused_by(error: Exception, host: str, wall_s: float) -> _End:
             urgent=True,
         )
     if isinstance(error, gaierror):
-        reason = f"the name {host} cannot be resolved ({error.strerror})"
+        reason = f"the name {near} cannot be resolved ({error.strerror})"
         return _End(reason, "Check the network and its DNS", opened=False, seen=False)
     if isinstance(error, ProxyError):
         return _End(f"the proxy does not connect to {host}: {_line(error)}", "Check PROXY", opened=False, urgent=True)
@@ -470,9 +470,10 @@ def _refused_by(error: Exception, host: str, wall_s: float) -> _End:
     if isinstance(error, WSHandshakeError) and error.response is not None:
         status, retry_after = int(error.response.status), error.response.headers.get("Retry-After")
         return _refused_with(error, status, retry_after, host, wall_s)
-    number = error.errno if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
-    detail = os.strerror(number) if number else _line(error) or type(error).__name__
-    return _End(f"{host} cannot be reached: {detail}", "Check the network", opened=False, seen=number not in _UNSEEN)
+    where, detail, is_seen = host, _line(error) or type(error).__name__, True
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) and error.errno:
+        where, detail, is_seen = near, os.strerror(error.errno), error.errno not in _UNSEEN
+    return _End(f"{where} cannot be reached: {detail}", "Check the network", opened=False, seen=is_seen)
 
 
 def _refused_with(error: WSHandshakeError, status: int, retry_after: str | None, host: str, wall_s: float) -> _End:
@@ -986,7 +987,9 @@ class _Session:
         try:
             transport, listener = await self._connect()
         except (OSError, WSError, ProxyError, UnicodeError) as error:  # UnicodeError: a host that is no name
-            return _refused_by(error, host, self.around.time_ns() / 1e9)
+            proxy = self.around.proxy
+            near = host if proxy is None else f"{urlsplit(proxy).hostname} (PROXY)"
+            return _refused_by(error, host, near, self.around.time_ns() / 1e9)
         if not isinstance(listener, _Listener):
             return _End(f"{host} closed the connection during the handshake", opened=False)
         self._begin(listener)
