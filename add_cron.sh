@@ -76,9 +76,21 @@ parse() {
     esac
 }
 
+# One name for one file, whichever way it is given: a second name would be a second line.
 absolute() {
-    case $1 in /*) printf '%s\n' "$1" ;; *) printf '%s\n' "$PWD/$1" ;; esac |
-        sed -e 's#//*#/#g' -e ':again' -e 's#/\./#/#' -e 't again' -e 's#\(.\)/\.*$#\1#'
+    path=$(case $1 in /*) printf '%s\n' "$1" ;; *) printf '%s\n' "$PWD/$1" ;; esac |
+        sed -e 's#//*#/#g' -e ':again' -e 's#/\./#/#' -e 't again' -e 's#\(.\)/$#\1#' -e 's#\(.\)/\.$#\1#')
+    case $path/ in
+    */../*)
+        # The kernel follows links before it goes up, `cd` goes up first: where the two differ, the kernel opens the file.
+        above=$(cd "$(dirname "$path")" 2>/dev/null && pwd) || above=$(dirname "$path")
+        [ "$above" -ef "$(dirname "$path")" ] || above=$(cd -P "$(dirname "$path")" 2>/dev/null && pwd -P) ||
+            above=$(dirname "$path")
+        path=${above%/}/${path##*/}
+        case $path in */..) path=$(cd "$path" 2>/dev/null && pwd) || path=$above/.. ;; esac
+        ;;
+    esac
+    printf '%s\n' "$path"
 }
 
 check_wishes() {

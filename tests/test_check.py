@@ -716,6 +716,22 @@ def test_what_starts_by_itself_is_told(tmp_path: Path, monkeypatch: pytest.Monke
         }
 
 
+@pytest.mark.parametrize("home", ["nobody", "a file", "a loop"])
+def test_a_home_that_cannot_be_looked_into_breaks_no_check(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where this user's units lie, or whether there is a home at all, is no reason to call the schedule broken."""
+    place = tmp_path / "no home"
+    if home == "a file":
+        place.write_text("")
+    elif home == "a loop":
+        place.symlink_to(place)
+    monkeypatch.setattr(machine, "UNIT_DIRECTORIES", (Path("~nosuchuser/units"), place / "units", tmp_path / "none"))
+    with served() as running:
+        _, findings = checked(configured(running))
+    assert {each["level"] for each in of(findings, "schedule")} == {"note"}
+
+
 # --- The store -----------------------------------------------------------------------------------------------------
 
 STORE_KEYS = {"AWS_ACCESS_KEY": "AKIAPLANTED00SECRET0", "AWS_SECRET_KEY": "planted/secret/aws/0123456789abcdefghijk"}

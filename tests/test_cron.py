@@ -429,6 +429,31 @@ def test_several_configurations_live_side_by_side(machine: Machine, folder: Path
 
 
 @with_cron
+def test_one_configuration_has_one_line_whichever_way_it_is_named(
+    machine: Machine, folder: Path, stand_in: StandIn
+) -> None:
+    """`..`, `.` and doubled slashes lead to the same file, and so to the same line; a link that leads elsewhere not."""
+    below = folder / "below"
+    below.mkdir()
+    elsewhere = folder / "elsewhere" / "deep"
+    elsewhere.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (elsewhere.parent / "config.json").write_text("{}")
+    (below / "link").symlink_to(elsewhere)
+    program = ("--tickcollect", stand_in.path)
+    for path in ("config.json", "./config.json", "below/../config.json", f"{folder}/below/.././/config.json"):
+        assert machine.add_cron("--config", path, *program).returncode == 0
+    machine.folder = below
+    assert machine.add_cron("--config", "../config.json", *program).returncode == 0
+    assert len(ours(machine.crontab)) == 1
+    assert machine.add_cron("--config", "link/../config.json", "--log", "other.log", *program).returncode == 0
+    assert [line.partition("# tickcollect:nightly ")[2].replace("\\%", "%") for line in ours(machine.crontab)] == [
+        f"{folder}/config.json",
+        f"{elsewhere.parent}/config.json",
+    ]
+
+
+@with_cron
 def test_a_line_that_cron_would_not_take_leaves_the_crontab(machine: Machine, folder: Path, stand_in: StandIn) -> None:
     """A command longer than cron's limit is refused with the remedy, and nothing is changed."""
     deep = folder / ("x" * 200) / ("y" * 200)

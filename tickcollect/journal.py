@@ -1,6 +1,6 @@
 """The journal: what happened and when, one JSON object a line, appended and never changed.
 
-    {"at":"2026-11-20T00:00:00.123456Z","event":"gap","feed":"binance/trade/BTCUSDT","first_id":101,"last_id":105}
+    {"at":"2026-11-20T00:00:00.123456Z","event":"gap","subject":"binance/trade/BTCUSDT","first_id":101,"last_id":105}
 
 Rules:
 

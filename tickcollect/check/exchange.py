@@ -325,7 +325,7 @@ class _Heard:
             yield finding(WARN, found, "Look for a newer version; until then such messages are kept in quarantine")
 
     def of_silence(self, one: _Listening, name: str) -> Level:
-        """Tell whose silence it is on an open connection (rule 4): FAIL the stream's, OK the market's, WARN unclear."""
+        """Tell whose silence it is on an open connection: FAIL the stream's, OK the market's, WARN unclear."""
         newest = self.newest.get(name, _Newest(unknown=NOT_ASKED))
         subscribed_ms = self.now_ms - (self.now_s - one.state.connected_at_s) * 1000
         if newest.unknown:

@@ -326,12 +326,22 @@ JOBS = (
 )
 
 
+def _unit_directories() -> list[Path]:
+    """Return where units of systemd lie, as far as this user may look there."""
+    places = []
+    for directory in UNIT_DIRECTORIES:
+        with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: nobody knows this user's home
+            place = directory.expanduser()
+            next(place.iterdir(), None)
+            places.append(place)
+    return places
+
+
 def _scheduled(job: _Job, config: Path, crontab: Sequence[str]) -> Finding:
     finding = partial(Finding, "schedule", job.name)
-    places = [directory.expanduser() for directory in UNIT_DIRECTORIES]
-    if any([*place.glob(f"*.wants/{job.unit}")] for place in places):
+    if any([*place.glob(f"*.wants/{job.unit}")] for place in _unit_directories()):
         return finding(OK, f"{job.unit} is enabled")
-    if any((place / job.unit).exists() for place in places):
+    if any((place / job.unit).exists() for place in _unit_directories()):
         return finding(WARN, f"{job.unit} is there, but not enabled", f"Run: systemctl enable --now {job.unit}")
     marks = [line.partition(f"# tickcollect:{job.name} ")[2].replace("\\%", "%") for line in crontab]
     belonging = [
