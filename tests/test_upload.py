@@ -31,6 +31,7 @@ from channels.web import serving
 from conftest import GAPS_STAY, Exchange, Programs, check_accounts, exchange, journal, rows_told, status_of
 from hypothesis import given
 from hypothesis import strategies as st
+from loguru import logger
 from rich.console import Console
 from stores.site import sealed_bytes
 
@@ -501,6 +502,59 @@ def test_what_concerns_all_stops_the_run(what: str, site: Site) -> None:
     assert (len(outcome.waiting), outcome.interrupted, outcome.complete) == (50, False, False)
 
 
+def test_no_other_file_begins_before_the_first_was_tried(site: Site) -> None:
+    """The smallest file goes alone at first, so that an error which concerns all shows before the rest is touched."""
+    for n in range(0, 1000, 100):
+        site.seal(file_of(n), sealed_bytes(file_of(n), 20_000 + n))
+    store, seen = Scripted(), set[str]()
+
+    def note_who_else_is_at_work(what: str, _key: str) -> Exception | None:
+        if what == "put" and not seen:
+            threading.Event().wait(0.2)  # would others run they had the time to show; nothing waits for it to pass
+            seen.update(key for asked, key in store.asked if asked != "probe")
+        return None
+
+    store.fails = note_who_else_is_at_work
+    assert site.run(store=store).sent == 10
+    assert seen == {file_of(0)}
+
+
+def test_no_more_files_at_once_than_configured(site: Site) -> None:
+    """As many files as `UPLOAD_PARALLEL` are under way, and never more."""
+    for n in range(0, 2100, 100):
+        site.seal(file_of(n), sealed_bytes(file_of(n), 20_000 + n))
+    store, lock, under_way, most = Scripted(), threading.Lock(), set[str](), [0]
+    pairs = threading.Barrier(2, timeout=30)
+
+    def meet(what: str, key: str) -> Exception | None:
+        if what == "put" and key != file_of(0):
+            with lock:
+                under_way.add(key)
+                most[0] = max(most[0], len(under_way))
+            pairs.wait()
+            with lock:
+                under_way.discard(key)
+        return None
+
+    store.fails = meet
+    config = site.config.model_copy(update={"upload_parallel": 2})
+    assert run(config, store, NO_OPTIONS, site.clock.world(), Patience(3600)).sent == 21
+    assert most[0] == 2
+
+
+def test_waiting_names_request_and_file(site: Site) -> None:
+    """A warning that something is tried again says what was tried, with which file, and how often."""
+    site.seal(file_of(0))
+    said: list[str] = []
+    sink = logger.add(said.append, level="WARNING", format="{message}")
+    try:
+        site.run(store=Scripted(first(1, BUSY)))
+    finally:
+        logger.remove(sink)
+    (line,) = said
+    assert line.startswith(f"sending {file_of(0)}, attempt 1: the store is overloaded. Again in ")
+
+
 def test_many_files_with_one_reason_are_one_line(site: Site) -> None:
     """The reasons are grouped: a person reads one line, with the number of files."""
     for n in range(0, 3000, 100):
@@ -702,6 +756,52 @@ def test_without_a_record_nothing_is_deleted(event: str, site: Site, monkeypatch
     assert site.there() == {file_of(0): sealed_bytes(file_of(0))}
 
 
+def test_the_record_is_safe_before_the_file_goes(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proof and deletion are each written and synced in this order, with a look at the store between; then it goes."""
+    path, steps = site.seal(file_of(0)), list[str]()
+    append, sync, unlink = Journal.append, Journal.sync, Path.unlink
+
+    def noting(step: str, act: Callable[..., Any]) -> Callable[..., Any]:
+        def act_and_note(*args: Any, **facts: Any) -> Any:
+            if step != "unlink" or args[0] == path:
+                steps.append(args[1] if step == "append" else step)
+            return act(*args, **facts)
+
+        return act_and_note
+
+    monkeypatch.setattr(Journal, "append", noting("append", append))
+    monkeypatch.setattr(Journal, "sync", noting("sync", sync))
+    monkeypatch.setattr(Path, "unlink", noting("unlink", unlink))
+    store = Scripted()
+    store.fails = lambda what, _key: steps.append(what)
+    assert site.run(DELETE, store=store).deleted == 1
+    assert steps[:-1] == [
+        "probe", "look", "put", "look", "uploaded", "sync", "look", "deleted", "sync", "unlink", "upload_done",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("event", ["uploaded", "deleted"])
+def test_a_record_that_is_not_safe_keeps_the_file(event: str, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the journal cannot be made safe from power loss after an entry, the file stays."""
+    path, written = site.seal(file_of(0)), list[str]()
+    append, sync = Journal.append, Journal.sync
+
+    def note(self: Journal, kind: str, /, **facts: object) -> None:
+        written.append(kind)
+        append(self, kind, **facts)
+
+    def fail(self: Journal) -> None:
+        if written[-1:] == [event]:
+            raise JournalError("sync", site.data / "journal.jsonl", OSError(errno.EIO, "Input/output error"))
+        sync(self)
+
+    monkeypatch.setattr(Journal, "append", note)
+    monkeypatch.setattr(Journal, "sync", fail)
+    outcome = site.run(DELETE)
+    assert path.exists()
+    assert (outcome.deleted, outcome.complete) == (0, False)
+
+
 @pytest.mark.parametrize("trust", [False, True])
 def test_a_blind_key_deletes_only_where_receipts_are_trusted(trust: bool, site: Site) -> None:  # noqa: FBT001 - drawn
     """Without looking, deleting needs the explicit word that the store's answer is enough."""
@@ -726,7 +826,11 @@ def replace_directory(path: Path) -> None:
     path.write_bytes(b"new")
 
 
-@pytest.mark.parametrize("replace", [replace_file, replace_directory])
+def rewrite_in_place(path: Path) -> None:
+    path.write_bytes(b"new")
+
+
+@pytest.mark.parametrize("replace", [replace_file, replace_directory, rewrite_in_place])
 def test_a_file_put_in_the_place_of_another_stays(replace: Callable[[Path], None], site: Site) -> None:
     """What is deleted is the file that was read, not what has its name a moment later."""
     path = site.seal(file_of(0))
@@ -924,11 +1028,12 @@ def test_the_channels_hear_how_it_went(site: Site, programs: Programs) -> None:
         config = programs.config(DATA_DIR=str(site.data), **telegram)
         upload_to = ("upload", "--config", config, "--to")
         assert programs.run(*upload_to, f"file://{site.backup}").code == 0
+        assert programs.run(*upload_to, f"file://{site.backup}").code == 0, "nothing to do, and nothing to tell"
         assert programs.run(*upload_to, f"file://{site.root}/missing").code == 1
         assert programs.run("upload", "--config", config).code == 2
         titles = [message.title for message in api.messages]
         api.chats.clear()
-        (site.data / "journal.jsonl").unlink()
+        site.seal(file_of(100))
         deaf = programs.run(*upload_to, f"file://{site.backup}")
     assert ["done" in title for title in titles] == [True, False, False]
     assert ["failed" in title for title in titles] == [False, True, True]

@@ -10,10 +10,12 @@ An ordinary run does each fault as often as makes a difference; `FAULT_POINTS=al
 
 import contextlib
 import functools
+import http.server
 import os
 import shutil
 import signal
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -269,6 +271,79 @@ def test_command_tells_a_wrong_secret(programs: Programs, site: Site, proxy: Pro
     ended = programs.run("upload", "--config", config_of(programs, site, AWS_SECRET_KEY="planted-wrong-secret"))
     assert "AWS_SECRET_KEY" in one_line(ended)
     site.check({}, proxy.created)
+
+
+@pytest.mark.parametrize("case", ["wrong-secret", "unknown-key", "no-bucket"])
+def test_dry_run_asks_the_store_in_earnest(
+    programs: Programs, site: Site, proxy: Proxy, bucket: Bucket, case: str
+) -> None:
+    """A key or a bucket with which nothing could be sent fails the dry run, also where no file waits."""
+    keys, _, _ = UNUSABLE[case]
+    ended = programs.run("upload", "--dry-run", "--config", config_of(programs, site, **keys))
+    assert ended.code == 1
+    assert ended.err.startswith("Error: s3://")
+    assert "planted" not in ended.said
+    site.seal(name_of(1))
+    good = programs.run("upload", "--dry-run", "--config", config_of(programs, site))
+    assert good.code == 0
+    assert f"send: {name_of(1)}" in good.out
+    assert (bucket.contents(), proxy.created) == ({}, [])
+
+
+PAGES = {
+    "html": b"<html><body>Please log in</body></html>",
+    "xhtml": b"<?xml version='1.0'?><!DOCTYPE html><html xmlns='http://www.w3.org/1999/xhtml'/>",
+    "text": b"Welcome",
+    "json": b'{"error":"log in first"}',
+}
+
+
+@pytest.mark.parametrize("to", ["all", "put"])
+@pytest.mark.parametrize("page", PAGES)
+def test_page_of_something_between_is_told_as_that(tmp_path: Path, page: str, to: str) -> None:
+    """A proxy or a log-in page that answers 200 is neither a store that is overloaded nor one that holds anything."""
+    (tmp_path / "data").mkdir()
+    with portal(PAGES[page], to) as endpoint:
+        site = Site(tmp_path / "data", config_keys(endpoint, "any-bucket"))
+        site.seal(name_of(1))
+        outcome = site.run(DELETING, BRIEF)
+    assert [item.file for item in outcome.waiting] == [name_of(1)]
+    assert "instead of S3's answer" in outcome.reasons[0]
+    assert "overloaded" not in outcome.reasons[0]
+    site.check({}, [])
+
+
+@contextlib.contextmanager
+def portal(page: bytes, to: str) -> Iterator[str]:
+    """Run what answers each request, or uploads only, with 200 and a page; otherwise it is an empty store."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            is_paged = to == "all" or self.command == "PUT"
+            body = page if is_paged else b"<ListBucketResult/>"
+            self.send_response(404 if self.command == "HEAD" and not is_paged else 200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer  # noqa: N815 - the server looks for these names
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.mark.skipif(shutil.which("faketime") is None, reason="libfaketime is not installed")

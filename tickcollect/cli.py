@@ -442,7 +442,10 @@ def _show_foreseen(config: "Config", store: "Store", options: "Options") -> None
     to_do = [one for one in found if one.doing]
     say(*(f"{one.doing}: {one.item.file} ({size(one.item.bytes)})" for one in to_do))
     say(*(failure.text for failure in strange), err=True)
-    say(f"{store.name}: {len(to_do):,} of {len(found):,} files have something to be done; nothing was done")
+    say(
+        f"{store.name}: {len(to_do):,} of {len(found):,} files have something to be done; nothing was done",
+        f"{store.name}: {store.probe().text}. Whether it takes files shows only when one is sent.",
+    )
 
 
 def _upload(config: "Config", options: "Options", *, reads_back: bool) -> int:
@@ -470,7 +473,8 @@ def _upload(config: "Config", options: "Options", *, reads_back: bool) -> int:
         raise
     say(*outcome.lines())
     say(*(f"Error: {reason}" for reason in outcome.reasons), err=True)
-    _tell_channels(config, outcome.notes())
+    if outcome.is_news:
+        _tell_channels(config, outcome.notes())
     if outcome.interrupted:
         return EXIT_AT_ONCE
     return 0 if outcome.complete else EXIT_FAILED

@@ -184,7 +184,9 @@ class _Csv:
             raise DamagedError("it holds no row")
         if self._claim is None:
             return
-        last = self._last_id if self._by_itself else _ids(self._last_row, self._claim)[1]
+        last = self._last_id
+        if not self._by_itself and self._claims is not None:  # which may have further columns that the first had not
+            last = _ids(self._last_row, self._claims.of(self._last_row))[1]
         if last != self._name.last_id:
             raise DamagedError(f"it ends with ID {last}, and its name says {self._name.last_id}")
 

@@ -37,7 +37,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
 
 from loguru import logger
 
-from tickcollect.backlog import BacklogError, UploadRun, write_run
+from tickcollect.backlog import BacklogError, UploadRun, read_run, write_run
 from tickcollect.config import Config
 from tickcollect.deliveries import KINDS, Deliveries, Proof
 from tickcollect.events import FuturesTrade
@@ -327,6 +327,15 @@ class Outcome:
     lost_before: int = 0
     """Files that an earlier run found missing or changed in the store, and that are not here."""
 
+    went_well_before: bool = False
+    """The run before this one to the same store left nothing behind."""
+
+    @property
+    def is_news(self) -> bool:
+        """There is something that people have not been told: not where nothing was to be done, now and before."""
+        did = self.sent or self.deleted or self.told
+        return bool(did) or not (self.complete and self.went_well_before)
+
     @property
     def complete(self) -> bool:
         """Everything is there, and all that was asked for is done."""
@@ -435,8 +444,12 @@ class Foreseen:
 
 
 def foresee(data_dir: Path, store: Store, options: Options, now_ns: int) -> tuple[list[Foreseen], list[Failure]]:
-    """Return what a run would do, asking the store but changing nothing. Raises `StoreError`, `JournalError`."""
+    """Return what a run would do, asking the store but changing nothing. Raises `StoreError`, `JournalError`.
+
+    Also where nothing is to be sent the store is asked, so that a wrong key or a missing bucket shows now.
+    """
     items, strange = _listed(data_dir)
+    store.probe()
     known = _deliveries(data_dir, store.name, items, options)
     found = []
     for item in items:
@@ -494,6 +507,14 @@ def run(
                 journal.close()
 
 
+def _went_well_before(data_dir: Path, store: str) -> bool:
+    try:
+        before = read_run(data_dir, store)
+    except BacklogError:
+        return False
+    return before is not None and before.complete
+
+
 class Run:
     """One run: `settle` brings one file to the store, and deletes it here if it is due; from several threads."""
 
@@ -537,6 +558,7 @@ class Run:
         try:
             event, subject, facts = self.outcome.notes()[-1]
             self._journal.append(event, subject=subject, **facts)
+            self.outcome.went_well_before = _went_well_before(data_dir, self._store.name)
             write_run(data_dir, self.outcome.as_run())
         except (JournalError, BacklogError) as error:
             self._note(Failure("", "journal", str(error)), error)

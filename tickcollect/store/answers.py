@@ -112,7 +112,7 @@ def answered(store: str, error: "ClientError") -> StoreError:
     if meaning is None:
         return RefusedError("refused", f"{store}: {error.operation_name} was refused: {shown} ({status}).")
     text = meaning.text.format(action=_ACTIONS.get(error.operation_name, "s3:PutObject"))
-    line = f"{store}: {text} ({shown})."
+    line = f"{store}: {text} ({error.operation_name}: {shown})."
     if meaning.error is TemporaryError:
         return TemporaryError(meaning.kind, line, _retry_after_s(error))
     return meaning.error(meaning.kind, line)
@@ -167,6 +167,32 @@ def not_answered(store: str, error: "BotoCoreError") -> StoreError:
         failed = Meaning(TemporaryError, "network", f"the connection failed ({type(error).__name__})")
         meaning = next((found for sign, found in _SIGNS.items() if sign in reason), failed)
     return meaning.error(meaning.kind, f"{store}: {meaning.text}.")
+
+
+ANSWERS_READ = (
+    "ListObjectsV2", "CreateMultipartUpload", "CompleteMultipartUpload", "ListMultipartUploads", "ListParts",
+    "PutObject", "UploadPart",
+)  # fmt: skip
+"""Requests whose answers of success are looked at: S3's are XML, `<...Result>`, or have no body."""
+_ELEMENT = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?<(\w+)")
+
+
+def strange_answer(body: bytes) -> str:
+    """Return what stands in an answer of success where S3's should; empty if it may be S3's, or one of its errors."""
+    found = _ELEMENT.match(body)
+    is_html = b"<html" in body[:1000].lower() or b"<!doctype" in body[:1000].lower()
+    if not body.strip() or (found is not None and not is_html):
+        return ""
+    return "a page of HTML" if is_html else "other text"
+
+
+def another_answers(store: str, what: str) -> StoreError:
+    """Return what it means that something else than a store answers with success."""
+    return TemporaryError(
+        "network",
+        f"{store}: answered with {what} instead of S3's answer. Something else stands there, such as a proxy or a page "
+        "to log in. See S3_ENDPOINT_URL and this machine's network.",
+    )
 
 
 def not_s3(store: str) -> StoreError:

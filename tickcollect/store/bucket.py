@@ -20,7 +20,15 @@ from urllib.parse import urlsplit
 
 from tickcollect.config import Config
 from tickcollect.files import CHUNK, FeedPath, NameRefusedError
-from tickcollect.store.answers import answered, not_answered, not_s3, status_of
+from tickcollect.store.answers import (
+    ANSWERS_READ,
+    another_answers,
+    answered,
+    not_answered,
+    not_s3,
+    status_of,
+    strange_answer,
+)
 from tickcollect.store.arrival import Absent, CannotTell, Held, Probe, Receipt
 from tickcollect.store.failures import NameTakenError, RefusedError, StoreError, UnusableError
 from tickcollect.store.sending import Digests, Limits, Source, as_base64
@@ -32,6 +40,7 @@ if TYPE_CHECKING:
 CONNECT_WITHIN_S = 10.0
 _PROBE_NAME = ".tickcollect-probe"
 _NOT_FOUND, _REFUSED = 404, (400, 403)
+_NOT_SUCCESS = 300
 
 
 class _Body:
@@ -67,6 +76,16 @@ class _Body:
 def _mark_transferring(request: Any, **_: Any) -> None:
     if isinstance(request.body, _Body):
         request.body.transferring = True
+
+
+class _StrangeAnswerError(Exception):
+    """What answers is no store; the text is what came instead."""
+
+
+def _refuse_strange(response_dict: dict[str, Any], **_: Any) -> None:
+    """See that an answer of success is S3's, before the SDK makes the best of it: a page to log in is none."""
+    if response_dict["status_code"] < _NOT_SUCCESS and (what := strange_answer(response_dict["body"])):
+        raise _StrangeAnswerError(what)
 
 
 def _follow_no_redirect(context: dict[str, Any], **_: Any) -> None:
@@ -105,6 +124,10 @@ def open_client(config: Config, answer_within_s: float) -> "S3Client":
         raise UnusableError(
             "settings", f"S3 cannot be set up: {_one_line(error)}. See S3_ENDPOINT_URL, S3_REGION and ~/.aws/config."
         ) from error
+    for (
+        request
+    ) in ANSWERS_READ:  # with the `*` here it comes before the SDK's own look, which makes such an answer a 500
+        client.meta.events.register_first(f"before-parse.*.{request}", _refuse_strange)
     client.meta.events.register_last("request-created.s3", _mark_transferring)
     if endpoint:
         client.meta.events.register_last("before-parameter-build.s3", _follow_no_redirect)
@@ -176,6 +199,8 @@ class Bucket:
                 if status_of(error) in _REFUSED:
                     return CannotTell()
                 raise
+        if not answer.get("ETag") and str(answer.get("ContentType")).startswith("text/html"):
+            raise another_answers(self.name, "a page of HTML")
         size = int(answer.get("ContentLength", -1))
         return Held(size) if self.reads_back else _held(answer, size)
 
@@ -297,6 +322,8 @@ class Bucket:
             if source is not None:
                 source.check()
             raise answered(self.name, error) from error
+        except _StrangeAnswerError as error:
+            raise another_answers(self.name, str(error)) from error
         except ResponseParserError as error:
             raise not_s3(self.name) from error
         except BotoCoreError as error:
