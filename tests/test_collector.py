@@ -552,13 +552,17 @@ def test_restarts_in_a_loop_stay_below_the_limit_of_the_ip(tmp_path: Path) -> No
 
 
 def test_attempts_of_long_ago_or_of_a_wrong_clock_do_not_count(tmp_path: Path) -> None:
-    """What is older than the limit's five minutes, or lies ahead of the clock, slows no start."""
+    """What is older than the limit's five minutes, lies ahead of the clock, or was never seen, slows no start."""
     path = tmp_path / "journal.jsonl"
     for at_s in (1_789_999_000, 1_790_000_500):
         journal = journal_at(path, at_s)
         for _ in range(200):
             journal.append("connected", subject=SPOT)
         journal.close()
+    journal = journal_at(path, 1_789_999_999)
+    for _ in range(200):
+        journal.append("cannot_connect", subject=SPOT, seen=False)
+    journal.close()
     assert attempts_before(path, 1_790_000_000.0, 5.0).paced_s(SPOT, 5.0) == 0
 
 

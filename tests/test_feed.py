@@ -599,26 +599,35 @@ def test_a_subscription_is_acknowledged_from_the_answer_to_the_end() -> None:
 
 
 def test_data_is_worth_more_than_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where rows come and the answer does not, it is told, and the connection is kept; a late answer counts."""
-    monkeypatch.setattr(feed_module, "ACKNOWLEDGED_WITHIN_S", 0.05)
+    """Where rows come and an answer does not, it is told, and the connection is kept; a late answer counts."""
+    monkeypatch.setattr(feed_module, "SUBSCRIBE_INTERVAL_S", 0.001)
+    names = ["btcusdt@trade", *(f"symbol{number}usdt@trade" for number in range(150))]
 
     async def script(peer: Peer, _: int) -> None:
         await peer.accept()
         await peer.expect(TEXT)
+        await peer.expect(TEXT)
         peer.send(trade(0))
+        await seen.wait()
+        peer.send(b'{"result":null,"id":1}')
         await told.wait()
-        peer.send(b'{"result":null,"id":1}', trade(1))
+        peer.send(b'{"result":null,"id":2}', trade(1))
         await stay(peer)
 
     async def test() -> None:
-        async with exchange(script) as server, watch(server.url) as link:
-            assert list((await link.until(Unacknowledged)).streams) == ["btcusdt@trade"]
+        async with exchange(script) as server, watch(server.url, names) as link:
+            await link.until_rows(1)
+            monkeypatch.setattr(feed_module, "ACKNOWLEDGED_WITHIN_S", 0.05)  # from the next answer on
+            seen.set()
+            assert list((await link.until(Unacknowledged)).streams) == names[100:]
+            assert link.state.acknowledged_at_s(names[0]) is not None
+            assert link.state.acknowledged_at_s(names[100]) is None
             told.set()
             await link.until_rows(2)
-            assert link.state.acknowledged_at_s("btcusdt@trade") is not None
+            assert link.state.acknowledged_at_s(names[100]) is not None
             assert not link.found(Disconnected)
 
-    told = asyncio.Event()
+    seen, told = asyncio.Event(), asyncio.Event()
     run(test)
 
 
@@ -1441,12 +1450,14 @@ def test_connection_refused() -> None:
     run(test)
 
 
-def test_unknown_host() -> None:
-    """A name that does not resolve is told as such."""
+def test_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that does not resolve is told as such, and is no attempt that the exchange would count."""
+    monkeypatch.setattr(feed_module, "ATTEMPTS_AT_EASE", 1)
+    monkeypatch.setattr(feed_module, "ATTEMPT_INTERVAL_S", 1000.0)
 
     async def test() -> None:
         async with watch("wss://no-such-host.invalid") as link:
-            end = await link.until(Disconnected)
+            end = await link.until(Disconnected, 3)
             assert "no-such-host.invalid" in end.reason
             assert "DNS" in end.remedy
             assert not end.opened
@@ -1867,34 +1878,31 @@ def test_reading_goes_on_at_half_of_the_limit() -> None:
     run(test)
 
 
-def test_while_the_queue_is_full_no_connection_is_made() -> None:
+def test_while_the_queue_is_full_no_connection_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection lost while nothing is written is made again when there is room, and not before; both are told."""
+    monkeypatch.setattr(feed_module, "PING_AFTER_IDLE_S", 0.2)
+    monkeypatch.setattr(feed_module, "PONG_WITHIN_S", 0.2)
 
     async def script(peer: Peer, number: int) -> None:
         await peer.subscribed()
         if number == 0:
             peer.send(*(trade(each) for each in range(200)))
-            await peer.writer.drain()
-            await full.wait()
-            peer.reset()
         else:
             peer.send(trade(200))
-            await stay(peer)
+        await stay(peer)
 
     async def test() -> None:
         async with exchange(script) as server, watch(server.url, limit=100) as link:
-            await until(lambda: link.inbox.is_full)
-            full.set()
-            await until(lambda: not link.state.open or not link.state.current)
-            await until(lambda: len(link.waits) == 1)
+            await until(lambda: len(link.waits) == 1)  # no answer to a ping is read either
+            monkeypatch.setattr(feed_module, "PING_AFTER_IDLE_S", 60.0)
             for _ in range(50):  # the wait is over long ago
                 await asyncio.sleep(0.001)
+            assert link.inbox.is_full
             assert len(server.peers) == 1
             assert await link.until_rows(201) == list(range(201))
             assert "queue" in link.found(Disconnected)[0].reason
             assert "room" in link.found(Disconnected)[0].remedy
 
-    full = asyncio.Event()
     run(test)
 
 

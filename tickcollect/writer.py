@@ -272,14 +272,13 @@ class Writer:
     async def finish(self, now_s: float) -> None:
         """Hand over what the queue and the sequences still hold, at the end of collecting."""
         while True:
-            while items := self.inbox.take_now():  # what is odd is found while a batch is decoded, and put back there
-                for item in items:
-                    self._accept(item, now_s)
+            for item in self.inbox.take_now():
+                self._accept(item, now_s)
             for feed in self._feeds():
                 self._take_steps(feed, feed.sequence.finish())
             await self.flush()
             self.inbox.done()
-            if not self.inbox.waiting:
+            if not self.inbox.waiting:  # what is odd is found while a batch is decoded, and put back there
                 return
 
     def unwritten(self) -> dict[Feed, list[int]]:
