@@ -111,7 +111,7 @@ FACTS: dict[str, object] = {
     "code": -1, "seconds": 3.5, "exchange_id": 99, "name": "odd", "count": 11, "rows": 11, "source": HISTORY,
     "again_in_s": 5.0, "id": 5, "free_mb": 12, "bytes": 123, "offset_ms": 2500, "now": 7, "was": 6, "store": "s3://b",
     "proof": "sha256", "files": 3, "already": 0, "sent": 1, "waiting": 2, "waiting_bytes": 99, "gaps": 1,
-    "missing": 0, "filled": 11, "refused": 0, "since": "2026-11-21T02:00:00Z", "newest_row": "2026-11-21 02:00:00 UTC",
+    "missing": 0, "filled": 11, "refused": 0, "since": "2026-11-21T02:00:00Z",
     "kept": "quarantine/x.csv",
 }  # fmt: skip
 """Facts of every event, by the names that those who tell it use."""
@@ -613,15 +613,15 @@ def test_a_stop_says_what_is_unknown_and_missing_in_its_title() -> None:
 def test_a_start_after_a_kill_says_so_though_no_file_needed_repair() -> None:
     """Without a stop on record the start is told as one after a crash, with the time since when nothing came."""
     night = Night()
-    night.note("not_stopped", "tickcollect", newest_row="2026-11-21 01:00:00 UTC")
+    night.note("not_stopped", "tickcollect", detail="its newest row is of 2026-11-21T01:00:00Z, and nothing after it")
     night.note("started", "tickcollect", feeds=5, data_dir="/data")
     night.passes(10)
     assert night.texts() == [
         (
             "warning | tick1: started after a crash\n"
             "Collecting 5 feeds into /data.\n"
-            "The run before was not ended in order: it was killed, or the machine lost power.\n"
-            "Its newest row is of 2026-11-21 01:00:00 UTC: what came after that was not collected until now.\n"
+            "The run before was not stopped in order: it was killed, or the machine lost power.\n"
+            "Its newest row is of 2026-11-21T01:00:00Z, and nothing after it.\n"
             "What is missing is asked for now; what history cannot give, you will be told."
         )
     ]
@@ -672,7 +672,7 @@ FETCHING = [
     ("silent", "silent", {"seconds": 30, "exchange_id": 7}),
     ("disk", "disk_trouble", {"detail": "The disk is full."}),
     ("gap", "gap", {"first_id": 1, "last_id": 5, "count": 5}),
-    ("start", "not_stopped", {"newest_row": "2026-11-21 01:00:00 UTC"}),
+    ("start", "not_stopped", {"detail": "it left no row"}),
     ("late", "late_rows", {"first_id": 1, "last_id": 5, "count": 5}),
 ]
 

@@ -791,6 +791,22 @@ def test_notice_says_the_verdict_first(made: Made) -> None:
     assert told.lines[0] == "10 IDs missing; 230 rows are there."
     assert "10 lost, IDs 201 to 210" in told.lines[1]
     assert "Nothing to do" in told.lines[2]
+    assert told.lines[-2:] == (
+        "Market by market:",
+        "BTCUSDT binance/trade: incomplete, 95.83 %, 230 rows, 10 IDs missing, 1 gap",
+    )
+
+
+def test_notice_has_a_line_for_each_of_the_worst_markets(made: Made) -> None:
+    """Of many markets ten have a line, those with most missing first: mail shows no picture."""
+    for number in range(20):
+        made.seal(DAY, range(1, 25), f"binance/trade/SYM{number:02d}USDT")
+    holed(made).numbers("lost", 201, 210, reason="old")
+    lines = notice(made.report(), "tick1", []).lines
+    place = lines.index("The worst 10 of 21:")
+    assert len(lines[place:]) == 11
+    assert lines[place + 1].startswith("BTCUSDT binance/trade: incomplete")
+    assert lines[place + 2].startswith("SYM00USDT binance/trade: ")
 
 
 # --- The chart -----------------------------------------------------------------------------------------------------

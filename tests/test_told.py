@@ -3,6 +3,7 @@
 import json
 import signal
 import urllib.request
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,12 @@ def configured(programs: Programs, api: BotApi, entry: dict[str, str], **keys: o
     )
 
 
+def time_of(row: str) -> str:
+    """Return a trade's own time, the ninth column, as the journal writes times."""
+    moment = datetime.fromtimestamp(int(row.split(",")[8]) / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def until_told(program: Program, api: BotApi, words: str) -> str:
     """Wait for a message with these words, and return it."""
 
@@ -70,7 +77,9 @@ def test_people_hear_of_start_gap_and_stop(programs: Programs, api: BotApi) -> N
         assert "Nothing of this is missing any more" in filled
         assert len(rows(data_dir, FEED)) > len(kept) + missed
         titles = api.titles()
-    assert [title for title in titles if "started" in title] == ["tick1: started"] * 2
+    assert [title for title in titles if "started" in title] == ["tick1: started", "tick1: started after a crash"]
+    (crash,) = [message.text for message in api.messages if "after a crash" in message.title]
+    assert f"Its newest row is of {time_of(kept[-1])}" in crash
     assert sum("stopped after" in title for title in titles) == 1
     everything = first.said() + second.said() + json.dumps([status_of(data_dir), journal(data_dir)])
     assert TOKEN.split(":")[1] not in everything
@@ -113,3 +122,30 @@ def test_a_dead_channel_is_in_status_and_log_and_stops_nothing(programs: Program
         ended = program.stop()
     assert ended.code == 0
     assert TOKEN.split(":")[1] not in ended.said
+
+
+def test_a_loss_told_while_the_channel_is_away_survives_a_kill(programs: Programs, api: BotApi) -> None:
+    """What could not be told when the process was killed is told by the next one."""
+    data_dir = programs.folder / "data"
+    api.leave()
+    with exchange(market(), speed=1.0) as served:
+        config = configured(programs, api, served.entry, BACKFILL=False)
+        first = programs.start("run", "--config", config)
+        first.until(lambda: rows_told(data_dir) > 20)
+        first.send(signal.SIGKILL)
+        first.process.wait()
+        kept = rows(data_dir, FEED)
+        until(lambda: newest_id(served) > ids(kept)[-1] + 5)
+        second = programs.start("run", "--config", config)
+        second.until(lambda: journal(data_dir, "lost"))
+        waiting = data_dir / "alerts-waiting.json"
+        second.until(lambda: waiting.exists() and "trades lost" in waiting.read_text("utf-8"))
+        second.send(signal.SIGKILL)
+        second.process.wait()
+        api.come_back()
+        third = programs.start("run", "--config", config)
+        told = until_told(third, api, "trades lost")
+        assert f"IDs {ids(kept)[-1] + 1} to" in told
+        assert third.stop().code == 0
+    assert not waiting.exists()
+    assert TOKEN.split(":")[1] not in third.said()

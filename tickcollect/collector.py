@@ -86,6 +86,8 @@ from tickcollect.writer import FETCHED_WITHIN_S, Feed, Routes, Writer
 Result = TypeVar("Result")
 
 PROGRAM = f"tickcollect {__version__}"
+END_LOOKED_AT_BYTES = 1_000_000
+"""Of the journal's end, for how the run before ended; all of it only where that says nothing."""
 STATUS_INTERVAL_S = 1.0
 DISK_AGAIN_S = 1.0
 LOOK_INTERVAL_S = 1.0
@@ -256,6 +258,8 @@ class Collector:
                 except NOT_OPENED as error:
                     failed[one] = error
             await self._opening(self._take_up_gaps, list(opened.values()))
+            if opened and not self.feeds:
+                await self._opening(self._look_for_crash, list(opened.values()))
         except JournalError as error:
             for one, feed in opened.items():
                 self._let_go(feed)
@@ -318,6 +322,18 @@ class Collector:
                     feed.gaps += 1
                     self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
             feed.open = still_open(account, on_disk, feed.sequence.next_id)
+
+    def _look_for_crash(self, feeds: Sequence[Feed]) -> None:
+        """Say so if the run before has left no word of its end: it was killed, or the machine lost power.
+
+        Since when nothing was collected, the newest row of the `feeds` that begin first tells.
+        """
+        if not _ended_without_a_word(self.config.data_dir / "journal.jsonl"):
+            return
+        newest_ms = max((time_ms(feed.sequence.newest_time) for feed in feeds), default=0)
+        newest = utc_text(newest_ms * 10**6) if newest_ms else None
+        what = f"its newest row is of {newest}, and nothing after that" if newest else "it left no row, and nothing"
+        self.tell("not_stopped", PROGRAM, newest_row=newest, detail=f"{what} was collected until now")
 
     def _go_on_from_journal(self, feed: Feed, account: Account) -> None:
         """Go on where a feed without any file had come to: they were lost, or moved away once they were sealed."""
@@ -1021,6 +1037,21 @@ def _nothing() -> None:
     """Do nothing: what comes behind everything else in a thread."""
 
 
+def _ended_without_a_word(journal: Path) -> bool:
+    """Tell whether the last run to begin here is not on record as stopped; no run at all has nothing to say.
+
+    Raises `JournalError`.
+    """
+    kinds = frozenset({"started", "stopped"})
+    last = ""
+    for most in (END_LOOKED_AT_BYTES, None):
+        for entry in journal_entries(journal, kinds, most):
+            last = entry.event
+        if last:
+            break
+    return last == "started"
+
+
 def _lower_priority() -> None:
     """Let sealing use only the processor time that collecting leaves (on Linux a thread has its own priority)."""
     with contextlib.suppress(OSError, AttributeError):
@@ -1055,7 +1086,6 @@ async def collect(config: Config, stop: asyncio.Event, show: Show | None = None)
         if alerts is not None:
             collector.channels = alerts.states
             stack.push_async_callback(asyncio.to_thread, alerts.stop)  # before the journal is closed
-        if alerts is not None:
             collector.has_feeds = partial(alerts.keep_in, config.data_dir)
         async with _status_kept(collector, newest), _supervised(collector, stop):
             try:

@@ -41,7 +41,7 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "started": ("INFO", "{subject}: collecting {feeds} feeds into {data_dir}"),
     "not_stopped": (
         "WARNING",
-        "{subject}: the run before was not stopped in order; nothing was collected since its newest row, {newest_row}",
+        "{subject}: the run before was not stopped in order, but killed, or the machine lost power; {detail}",
     ),
     "recovered": ("WARNING", "{subject}: {detail}"),
     "foreign_file": ("WARNING", "{subject}: {file} is not one of its files and was left alone"),

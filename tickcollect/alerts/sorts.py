@@ -370,7 +370,7 @@ SORTS: dict[str, Sort] = {
 LINES: dict[str, str] = {
     "started": "Collecting {feeds} feeds into {data_dir}.",
     "foreign_file": "{file}",
-    "not_stopped": "Its newest row is of {newest_row}: what came after that was not collected until now.",
+    "not_stopped": "{detail}",
 }
 """Lines of events that share a sort with others and say something else."""
 

@@ -237,12 +237,14 @@ def _say_start(sort: Sort, troubles: Sequence[Trouble], telling: Telling) -> Sai
 
 def _of_subject(trouble: Trouble) -> str:
     """Return what is said of one, with whose it is unless it is of the program as a whole."""
-    return trouble.detail if trouble.event == "not_stopped" else f"{trouble.subject}: {trouble.detail}"
+    if trouble.event == "not_stopped":
+        return sentence([trouble.detail[:1].upper() + trouble.detail[1:]])
+    return f"{trouble.subject}: {trouble.detail}"
 
 
 _AT_THE_START = {
     "started": "",
-    "not_stopped": "The run before was not ended in order: it was killed, or the machine lost power.",
+    "not_stopped": "The run before was not stopped in order: it was killed, or the machine lost power.",
     "recovered": "Files of {what} were put right:",
     "foreign_file": "Files that are not tickcollect's lie in the folders of {what}, and were left alone:",
 }

@@ -38,6 +38,8 @@ HOLES_OF_FEED_TOLD = 3
 """Gaps of one feed that are told of one by one."""
 HOLES_TOLD = 30
 NAMES_TOLD = 3
+WORST_TOLD = 10
+"""Markets that a message has a line for; all are in the table that goes with it."""
 NAME_CELLS = 28
 
 REMEDIES = {
@@ -229,6 +231,31 @@ def _name(report: Report, feed: FeedDay) -> str:
     return feed.name if len(report.days) == 1 else f"{feed.day} {feed.name}"
 
 
+def worst(report: Report) -> list[str]:
+    """Return a line for each market, those with most missing first; of many, the first `WORST_TOLD`."""
+    told = sorted(report.feeds, key=_badness)[:WORST_TOLD]
+    if not told:
+        return []
+    heading = (
+        "Market by market:" if len(told) == len(report.feeds) else f"The worst {len(told)} of {len(report.feeds):,}:"
+    )
+    return [heading, *(_market_line(report, feed) for feed in told)]
+
+
+def _badness(feed: FeedDay) -> tuple[bool, float, int, str]:
+    percent_there = 0.0 if feed.percent is None else feed.percent
+    missing = 0 if feed.ids is None else feed.ids.missing_total
+    return feed.in_order, 0.0 if feed.in_order else percent_there, -missing, feed.name
+
+
+def _market_line(report: Report, feed: FeedDay) -> str:
+    missing = 0 if feed.ids is None else feed.ids.missing_total
+    parts = [feed.state, percent(feed), _plural(feed.rows, "row")]
+    parts += [f"{_plural(missing, 'ID')} missing"] if missing else []
+    parts += [_plural(len(feed.holes), "gap")] if feed.holes else []
+    return f"{_name(report, feed)}: {', '.join(part for part in parts if part != '-')}"
+
+
 def notice(report: Report, machine: str, attachments: Sequence[Path]) -> "Notice":
     """Return the report as a message: the verdict, then what is not in order, because channels cut long texts."""
     from tickcollect.alerts.incidents import Notice  # noqa: PLC0415 - see the module's docstring
@@ -238,7 +265,7 @@ def notice(report: Report, machine: str, attachments: Sequence[Path]) -> "Notice
         kind="report",
         level="info" if report.verdict == "complete" else "warning",
         title=f"{machine}: data of {headline(report)}",
-        lines=(first, *findings(report), *advice(report), *more, *report.troubles, *remarks(report)),
+        lines=(first, *findings(report), *advice(report), *more, *report.troubles, *remarks(report), *worst(report)),
         incident=f"report {report.days[0]} {report.days[-1]}",
         ended=True,
         attachments=tuple(attachments),
