@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -946,6 +945,28 @@ def test_the_next_upload_sends_what_the_last_could_not(api: BotApi, tmp_path: Pa
 
 
 @pytest.mark.usefixtures("quick")
+def test_two_collectors_of_a_directory_keep_their_own_and_take_up_what_a_dead_one_left(
+    api: BotApi, running: Any, tmp_path: Path
+) -> None:
+    """Neither overwrites nor sends what is the other's; what a dead one left is sent by whoever finds it."""
+    api.leave()
+    first, second = (running(config(api), keep_in=tmp_path) for _ in range(2))
+    files = [kept_file(tmp_path), tmp_path / "alerts-waiting-2.json"]
+    lose(first.alerts, "BTCUSDT")
+    until(lambda: any(file.exists() for file in files))
+    lose(second.alerts, "ETHUSDT")
+    until(lambda: all(file.exists() and b"trades lost" in file.read_bytes() for file in files))
+    texts = [file.read_text("utf-8") for file in files]
+    assert sorted("BTCUSDT" in text for text in texts) == [False, True]
+    first.alerts.stop(0.1)
+    second.alerts.stop(0.1)
+    api.come_back()
+    running(config(api), keep_in=tmp_path)
+    until(lambda: all(any(word in m.text for m in api.messages) for word in ("BTCUSDT", "ETHUSDT")))
+    until(lambda: not any(file.exists() for file in files))
+
+
+@pytest.mark.usefixtures("quick")
 def test_a_disk_that_takes_nothing_keeps_no_alert_back(api: BotApi, running: Any, tmp_path: Path) -> None:
     """Where the file cannot be written, messages are sent all the same."""
     gone = tmp_path / "not" / "there"
@@ -991,10 +1012,11 @@ def test_what_waits_at_the_stop_goes_with_it(api: BotApi, running: Any) -> None:
 @pytest.mark.usefixtures("quick")
 def test_a_heartbeat_comes_with_the_collectors_own_words(api: BotApi, running: Any) -> None:
     """At the time of day that was asked for, people read how it goes."""
-    started_s = time.monotonic()
-    before_ns = NOON_NS - 200_000_000
-    clock = Clock(now_ns=lambda: before_ns + round((time.monotonic() - started_s) * 1e9))
-    running(config(api, alert_heartbeat_at="12:00"), "2 feeds, 70 rows/s", clock)
+    now_ns = NOON_NS - 10**9
+    clock = Clock(now_ns=lambda: now_ns)
+    run = running(config(api, alert_heartbeat_at="12:00"), "2 feeds, 70 rows/s", clock)
+    until(lambda: run.alerts._incidents._heartbeat_ns == NOON_NS)
+    now_ns = NOON_NS
     until(lambda: api.messages)
     assert "2 feeds, 70 rows/s" in api.messages[0].text
     assert "heartbeat" in api.messages[0].title

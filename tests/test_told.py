@@ -149,3 +149,19 @@ def test_a_loss_told_while_the_channel_is_away_survives_a_kill(programs: Program
         assert third.stop().code == 0
     assert not waiting.exists()
     assert TOKEN.split(":")[1] not in third.said()
+
+
+def test_beside_a_collector_that_runs_no_crash_is_claimed(programs: Programs, api: BotApi) -> None:
+    """A second collector of the directory finds the first one's start in the journal and does not call it a crash."""
+    data_dir = programs.folder / "data"
+    with exchange(market(), speed=1.0) as served:
+        config = configured(programs, api, served.entry)
+        first = programs.start("run", "--config", config)
+        first.until(lambda: rows_told(data_dir) > 0)
+        beside = programs.start(
+            "run", "--symbol", SYMBOL, "--stream", "aggTrade", "--data-dir", data_dir, *served.addresses
+        )
+        beside.until(lambda: len(journal(data_dir, "started")) > 1)
+        assert journal(data_dir, "not_stopped") == []
+        assert beside.stop().code == 0
+        assert first.stop().code == 0

@@ -326,8 +326,13 @@ class Collector:
     def _look_for_crash(self, feeds: Sequence[Feed]) -> None:
         """Say so if the run before has left no word of its end: it was killed, or the machine lost power.
 
-        Since when nothing was collected, the newest row of the `feeds` that begin first tells.
+        Since when nothing was collected, the newest row of the `feeds` that begin first tells. While another collector
+        runs in the directory nothing is said: the last word may be its own.
         """
+        with contextlib.suppress(status.StatusError):
+            others = [one for one in status.read(self.config.data_dir) if one.pid != os.getpid()]
+            if any(status.alive(one) for one in others):
+                return
         if not _ended_without_a_word(self.config.data_dir / "journal.jsonl"):
             return
         newest_ms = max((time_ms(feed.sequence.newest_time) for feed in feeds), default=0)

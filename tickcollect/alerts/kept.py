@@ -6,16 +6,20 @@ Rules:
    written only the newest counts.
 2. The file is written whole under another name, made durable and renamed: it is there as it was or as it is. It is
    gone when nothing waits.
-3. What another program left is taken up by whoever reads it, and its file deleted only once all of it stands in the
-   reader's own: a kill between the two sends a message twice rather than not at all.
+3. Each collector of a directory has a file of its own, claimed by a lock of the kernel's (flock), which a killed
+   process never leaves behind. What another program left is taken up by whoever finds it without an owner, and its file
+   deleted only once all of it stands in the finder's own: a kill between the two sends a message twice rather than not
+   at all.
 4. A file that cannot be read is put aside under a name that says so, and told. It is bounded in both directions.
 """
 
 import contextlib
+import fcntl
+import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +27,9 @@ from typing import Any
 import orjson
 
 OF_THE_COLLECTOR = "alerts-waiting.json"
+OF_A_FURTHER_COLLECTOR = "alerts-waiting-{place}.json"
 OF_THE_UPLOAD = "alerts-waiting-upload.json"
+LOCK = ".{file}.lock"
 FILE_BYTES_MAX = 16_000_000
 LOOK_EVERY_S = 30.0
 """How often files of other programs are looked for, and a write that the disk refused is tried again."""
@@ -98,7 +104,7 @@ class _Order:
 
 @dataclass
 class Keeper:
-    """Keeps the collector's file in `directory`, and takes up what the upload left there.
+    """Keeps one collector's file in `directory`, and takes up what others left there.
 
     `warn` is told once of each trouble, from the keeper's thread.
     """
@@ -109,11 +115,15 @@ class Keeper:
     """The time of day, which files carry too."""
     _found: list[Found] | None = None
     """None until the collector's own file has been looked for."""
+    _own: Path | None = None
+    _locks: dict[Path, int] = field(default_factory=dict)
+    """Files that are this process's, with the descriptors that say so."""
     _taken: dict[Path, float] = field(default_factory=dict)
     """Files of others that were taken up, with the time of their last change: once each."""
     _order: _Order | None = None
     _is_busy: bool = True
     """Until everything that was given is on disk."""
+    _is_over: bool = False
     _last_trouble: str = ""
     _changed: threading.Condition = field(default_factory=threading.Condition)
 
@@ -144,19 +154,33 @@ class Keeper:
             self._order, self._is_busy = _Order(channels, (*before, *instead_of)), True
             self._changed.notify_all()
 
-    def settled(self, within_s: float) -> bool:
-        """Wait until all that was given is on disk; tell whether it is."""
+    def end(self, within_s: float) -> bool:
+        """Wait until all that was given is on disk, and leave the file to the next run; tell whether it is.
+
+        A disk that has not answered by then keeps file and lock until the process ends.
+        """
         with self._changed:
-            return self._changed.wait_for(lambda: not self._is_busy, within_s)
+            is_settled = self._changed.wait_for(lambda: not self._is_busy, within_s)
+            self._is_over = True
+            self._changed.notify_all()
+            if is_settled:
+                for lock in self._locks.values():
+                    os.close(lock)
+                self._locks = {}
+        return is_settled
 
     # --- In the thread ----------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        self._take_up(OF_THE_COLLECTOR, 0.0)
+        while not self._has_claimed():
+            with self._changed:
+                if self._changed.wait_for(lambda: self._is_over, LOOK_EVERY_S):
+                    return
         with self._changed:
             self._found, self._is_busy = self._found or [], False
-        while True:
-            self._take_up(OF_THE_UPLOAD, OTHERS_AFTER_S)
+        while not self._is_over:
+            for path in self._left_by_others():
+                self._take_up(path)
             with self._changed:
                 order, self._order = self._order, None
             is_written = order is None or self._is_written(order)
@@ -166,15 +190,54 @@ class Keeper:
                     self._order = _Order(newer.channels, tuple({*order.instead_of, *newer.instead_of}))
                 self._is_busy = self._order is not None
                 self._changed.notify_all()
-                if self._order is None or not is_written:
+                if not self._is_over and (self._order is None or not is_written):
                     self._changed.wait(LOOK_EVERY_S)
 
-    def _take_up(self, name: str, after_s: float) -> None:
-        """Read a file of an earlier run or of another program, once it is old enough."""
-        path = self.directory / name
+    def _has_claimed(self) -> bool:
+        """Make the first file that no living collector has this process's own, and read what is in it."""
+        further = (OF_A_FURTHER_COLLECTOR.format(place=place) for place in itertools.count(2))
+        try:
+            for name in itertools.chain([OF_THE_COLLECTOR], further):
+                if self._is_locked(self.directory / name):
+                    self._own = self.directory / name
+                    self._take_up(self._own)
+                    return True
+        except OSError as error:
+            self._say(f"{self.directory}: alerts that wait cannot be kept: {error.strerror}")
+        return False
+
+    def _is_locked(self, path: Path) -> bool:
+        """Lock a collector's file; tell whether that could be done. Raises `OSError`."""
+        if path in self._locks:
+            return True
+        lock = os.open(path.with_name(LOCK.format(file=path.name)), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, FILE_MODE)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return False
+        except OSError:
+            os.close(lock)
+            raise
+        self._locks[path] = lock
+        return True
+
+    def _left_by_others(self) -> Iterator[Path]:
+        """Yield the files of collectors that live no more, and that of an upload that is surely over."""
+        with contextlib.suppress(OSError):
+            for path in sorted(self.directory.glob(OF_A_FURTHER_COLLECTOR.format(place="[0-9]*"))):
+                if path != self._own and self._is_locked(path):
+                    yield path
+        upload = self.directory / OF_THE_UPLOAD
+        with contextlib.suppress(OSError):
+            if abs(self.now_s() - upload.stat().st_mtime) >= OTHERS_AFTER_S:
+                yield upload
+
+    def _take_up(self, path: Path) -> None:
+        """Read a file that is nobody else's, once."""
         try:
             changed_s = path.stat().st_mtime
-            if abs(self.now_s() - changed_s) < after_s or self._taken.get(path) == changed_s:
+            if self._taken.get(path) == changed_s:
                 return
             found = read(path)
         except FileNotFoundError:
@@ -192,7 +255,8 @@ class Keeper:
                 self._found = [*(self._found or []), found]
 
     def _is_written(self, order: _Order) -> bool:
-        own = self.directory / OF_THE_COLLECTOR
+        own = self._own
+        assert own is not None, "nothing is given before a file was claimed"
         try:
             write(own, order.channels)
             for path in order.instead_of:

@@ -211,10 +211,7 @@ class Alerts:
         self._thread.start()
 
     def keep_in(self, directory: Path) -> None:
-        """From now on keep what is not sent in a file there, and send what earlier runs left. Never waits.
-
-        The directory must be this process's own by then: another collector there would send the same.
-        """
+        """From now on keep what is not sent in a file there, and send what earlier runs left. Never waits."""
         keeper = Keeper(directory, lambda trouble: logger.warning("{}", trouble))
         keeper.start()
         self._keeper = keeper
@@ -269,7 +266,7 @@ class Alerts:
                 self._tell(notice)
             self._keep()
             await _ended(self._posters, sending, ends_s, self._clock)
-        is_kept = self._keep() and self._keeper is not None and self._keeper.settled(KEPT_WITHIN_S)
+        is_kept = self._keep() and self._keeper is not None and self._keeper.end(KEPT_WITHIN_S)
         for poster in self._posters:
             self._report_left_over(poster, is_kept=is_kept)
 
