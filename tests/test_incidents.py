@@ -99,6 +99,13 @@ def test_every_happening_has_a_meaning() -> None:
     assert {sort.kind for sort in SORTS.values()} <= set(KINDS)
 
 
+def test_titles_ask_for_nothing_but_whose_and_how_many() -> None:
+    """A title stands for many troubles, so it has no facts of a single one."""
+    for name, sort in SORTS.items():
+        for title in (sort.one, sort.many, sort.over, sort.over_many):
+            assert {field for _, field, _, _ in Formatter().parse(title) if field} <= {"subject", "n"}, name
+
+
 def test_kinds_that_can_be_muted_are_those_there_are() -> None:
     """Every kind can be muted but those that somebody asked for a moment ago."""
     assert set(NOTICE_KINDS) == set(KINDS) - {"test", "report"}
@@ -112,7 +119,7 @@ FACTS: dict[str, object] = {
     "again_in_s": 5.0, "id": 5, "free_mb": 12, "bytes": 123, "offset_ms": 2500, "now": 7, "was": 6, "store": "s3://b",
     "proof": "sha256", "files": 3, "already": 0, "sent": 1, "waiting": 2, "waiting_bytes": 99, "gaps": 1,
     "missing": 0, "filled": 11, "refused": 0, "since": "2026-11-21T02:00:00Z",
-    "kept": "quarantine/x.csv",
+    "kept": "quarantine/x.csv", "of": 40, "until": "2026-11-21T03:00:00Z",
 }  # fmt: skip
 """Facts of every event, by the names that those who tell it use."""
 
@@ -1094,7 +1101,15 @@ class Storms(RuleBasedStateMachine):
         try:
             for symbol in range(10):
                 feed = f"binance/trade/S{symbol}"
-                for event in ("data_again", "disk_again", "files_again", "disk_enough", "clock_offset", "known"):
+                for event in (
+                    "data_again",
+                    "disk_again",
+                    "files_again",
+                    "feed_taken_up",
+                    "disk_enough",
+                    "clock_offset",
+                    "known",
+                ):
                     self.night.note(event, feed, **{**FACTS, "link": "1 of 3"})
                     self.night.note(event, feed, **{**FACTS, "link": "2 of 3"})
                     self.night.note(event, feed, **{**FACTS, "link": "3 of 3"})

@@ -306,9 +306,9 @@ SORTS: dict[str, Sort] = {
     "listings_damaged": Sort(
         "trouble",
         "warning",
-        "{file} was damaged",
-        "{file} was damaged",
-        "{detail}",
+        "the list of {subject} that is kept between starts was damaged",
+        "the lists of {subject} that are kept between starts were damaged",
+        "{file}: {detail}",
         "It only keeps the exchanges' lists of symbols from one start to the next, and is made anew. Nothing to do if "
         "this comes once.",
     ),
@@ -319,6 +319,7 @@ SORTS: dict[str, Sort] = {
         "{n} exchanges have banned requests of this machine: {subject}",
         "No request is sent before {until}.",
         "Rows are collected live; what is missed is fetched later. Look for other programs that share the address.",
+        unfetched="Rows are collected live. Look for other programs that share the address.",
     ),
     "left_out": Sort(
         "trouble",
