@@ -131,7 +131,7 @@ def test_late_row_of_a_declared_gap_is_not_a_copy() -> None:
     sequence = begun()
     feed(sequence, [4, 5])
     sequence.expire(1.0)
-    assert feed(sequence, [3]) == [Late([3], ["3"])]
+    assert feed(sequence, [3]) == [Late([3], [T0 + 3], ["3"])]
 
 
 def test_restarted_numbering_is_recognised() -> None:

@@ -156,8 +156,10 @@ class Machine(RuleBasedStateMachine):
         self.collector.tell("started", "the model", feeds=1, data_dir=str(self.root))
         self.feed = self.collector.feeds[0]
         rest = cast("Rest", self.published)
-        history = replace(self.collector.histories[self.feed], rest=rest, sleep=_no_pause)
+        history = self.collector.histories[self.feed]
+        history = replace(history, rest=rest, source=replace(history.source, limit=3), sleep=_no_pause)
         self.collector.histories[self.feed] = history
+        self.collector.backfills[self.feed].now_s = itertools.count(step=200.0).__next__
         self.filling = self.loop.create_task(self.collector.backfills[self.feed].run())
         await self._work()
 

@@ -34,7 +34,8 @@ LAYOUT: dict[str, set[str]] = {
     "feed": {"events", "exchanges", "refusals"},
     "repair": {"events", "exchanges", "gaps", "rest"},
     "writer": {"events", "exchanges", "feed", "gaps", "measured", "segments"},
-    "backfill": {"events", "gaps", "journal", "repair", "rest", "segments", "writer"},
+    "neighbours": {"files", "repair", "writer"},
+    "backfill": {"events", "gaps", "journal", "neighbours", "repair", "rest", "segments", "writer"},
     "config": {"exchanges"},
     "happenings": {"journal"},
     "venues": {"", "budget", "config", "exchanges", "rest"},
@@ -61,8 +62,8 @@ LAYOUT: dict[str, set[str]] = {
     },
     "collector": {
         "", "alerts", "backfill", "backlog", "budget", "config", "coverage", "events", "exchanges", "feed", "files",
-        "gaps", "happenings", "journal", "listings", "measured", "metrics", "newest", "recovery", "repair", "rest",
-        "salvage", "segments", "starting", "status", "systemd", "venues", "watch", "writer",
+        "gaps", "happenings", "journal", "listings", "measured", "metrics", "neighbours", "newest", "recovery",
+        "repair", "rest", "salvage", "segments", "starting", "status", "systemd", "venues", "watch", "writer",
     },
     # what a person starts
     "cli": {

@@ -704,25 +704,32 @@ def test_a_large_hole_is_left_to_the_background(tmp_path: Path) -> None:
     run(test)
 
 
-@pytest.mark.parametrize("write_not_trades", [False, True])
-def test_ids_that_history_shows_not_to_exist(tmp_path: Path, write_not_trades: bool) -> None:  # noqa: FBT001 - both values of a setting
-    """IDs that history leaves out between others were placeholders: no gap, no row, and the rest is written."""
+def test_ids_that_one_answer_passes_over_stay_missing(tmp_path: Path) -> None:
+    """One answer that lacks IDs is no proof: they are a gap and left to the background, and the rest is written."""
 
     async def test() -> None:
-        async with desk(tmp_path, FUTURES, write_not_trades=write_not_trades) as found:
+        async with desk(tmp_path, FUTURES) as found:
             asked: list[tuple[int, int]] = []
+            later: list[tuple[int, int]] = []
             found.writer.fetch = lambda _, holes: asked.extend(holes)
+            found.writer.fetch_later = lambda _, first, last: later.append((first, last))
             async with found.writing():
                 found.put(market(1))
                 found.put(market(4), market(5))
                 await until(lambda: bool(asked))
                 now_s = asyncio.get_running_loop().time()
-                found.writer.note_absent(only(found), 2, 2, now_s)
                 found.writer.fill(only(found), history(found, [market(3)]), now_s)
+                found.writer.note_lacking(only(found), 2, 2, now_s)
                 found.writer.settle(only(found))
-            rows = [line(market(1)), without_event_time(market(3)), line(market(4)), line(market(5))]
-            assert found.files(FUTURES) == {"2026-07-14-1": "".join(rows)}
-            assert not found.events("gap")
+            rest = [without_event_time(market(3)), line(market(4)), line(market(5))]
+            assert found.files(FUTURES) == {"2026-07-14-1": line(market(1)), "2026-07-14-3": "".join(rest)}
+            assert later == [(2, 2)]
+            (filled,) = found.events("filled")
+            assert (filled["first_id"], filled["last_id"], filled["rows"]) == (3, 3, 1)
+            assert [event for event, _, _ in found.told if event in ("gap", "absence_seen", "absent")] == [
+                "absence_seen",
+                "gap",
+            ]
 
     run(test)
 

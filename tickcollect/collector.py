@@ -39,7 +39,7 @@ from loguru import logger
 
 from tickcollect import __version__, gaps, status
 from tickcollect.alerts.post import Alerts, ChannelState
-from tickcollect.backfill import Account, Backfill, accounts, still_open, unexplained
+from tickcollect.backfill import Account, Backfill, accounts, closed_by, still_open, unexplained
 from tickcollect.backlog import destination, upload_status
 from tickcollect.config import Config, check_data_dir
 from tickcollect.coverage import Coverage
@@ -58,9 +58,10 @@ from tickcollect.journal import Journal, JournalError
 from tickcollect.journal import read as journal_entries
 from tickcollect.listings import Keeper, Kept, Listing, ListingsFile
 from tickcollect.measured import Measured
+from tickcollect.neighbours import beside
 from tickcollect.newest import Newest
 from tickcollect.recovery import this_boot
-from tickcollect.repair import Absent, Found, History, Lost, history_of
+from tickcollect.repair import History, Lost, history_of
 from tickcollect.rest import Rest, RestError
 from tickcollect.segments import (
     Compression,
@@ -81,7 +82,7 @@ from tickcollect.starting import Failures, Starting, Waiting
 from tickcollect.systemd import Notifier, Signs, supervise
 from tickcollect.venues import USER_AGENT, StartError, Venue, venues
 from tickcollect.watch import ClockWatch, SilenceWatch
-from tickcollect.writer import FETCHED_WITHIN_S, Feed, Routes, Writer
+from tickcollect.writer import FETCHED_WITHIN_S, Feed, LateRows, Routes, Writer
 
 Result = TypeVar("Result")
 
@@ -176,7 +177,7 @@ class Collector:
         self.backfills: dict[Feed, Backfill] = {}
         self.may_write = asyncio.Event()  # set once files may be made: a mistake at a first start leaves none
         self._fetching: set[asyncio.Task[None]] = set()
-        self._unsealed: dict[Feed, Ranges] = {}
+        self._unsealed: dict[Feed, list[tuple[int, int]]] = {}
         self.process = status.process_identity(os.getpid())
         self._rates: dict[str, status.Rate] = {}
         self._disk_rate = status.Rate(window_s=600.0)
@@ -214,6 +215,7 @@ class Collector:
             self._write_records,
             fetch=self._fetch if self.config.backfill else None,
             fetch_later=self._fetch_later,
+            late=self._take_late,
             miss=self._miss,
         )
 
@@ -286,6 +288,8 @@ class Collector:
             self._ended(self._finished.pop(feed), feed)
             for first, last in list(feed.open.spans):
                 self._fetch_later(feed, first, last)
+            for first, last in reversed(feed.unconfirmed.spans) if self.config.backfill else ():
+                self.backfills[feed].add(feed, first, last)  # the newest first: history reaches back from now
         for copy in range(self.config.redundancy):
             ws_url = venue.ws_url or (venue.market.ws_url, venue.market.second_ws_url)[copy]
             for link in links(venue.market, [(feed.path.stream, feed.path.symbol) for feed in feeds], ws_url):
@@ -309,8 +313,9 @@ class Collector:
         found = accounts(journal_entries(self.config.data_dir / "journal.jsonl"))
         for feed in feeds:
             account = found.get(feed.name, Account())
-            on_disk = _sealed_ids(feed)
-            for first, last in self._unsealed[feed].spans:
+            files = [*feed.segments.sealed_ids(), *self._unsealed[feed]]
+            on_disk = Ranges()
+            for first, last in files:
                 on_disk.add(first, last)
             for first, last in feed.open.spans:
                 account.open.add(first, last)
@@ -321,7 +326,13 @@ class Collector:
                     account.open.add(first, last)
                     feed.gaps += 1
                     self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
-            feed.open = still_open(account, on_disk, feed.sequence.next_id)
+            for first, last in account.reopened.spans if feed.has_placeholders else ():
+                account.open.add(first, last)
+            held = closed_by(files, account.open) if feed.has_placeholders else on_disk
+            feed.open = still_open(account, held, feed.sequence.next_id)
+            feed.called_absent, feed.unconfirmed = account.absent, account.unconfirmed
+            for first, last in (*feed.open.spans, *feed.called_absent.spans[-gaps.GAPS_REMEMBERED :]):
+                feed.sequence.expect_late(first, last)
 
     def _look_for_crash(self, feeds: Sequence[Feed]) -> None:
         """Say so if the run before has left no word of its end: it was killed, or the machine lost power.
@@ -369,20 +380,14 @@ class Collector:
             self.writer.settle(feed)
 
     async def _fetch_hole(self, feed: Feed, first: int, last: int) -> None:
-        started_s = self._loop.time()
-        history = self.histories[feed]
-        rows = 0
-        async for outcome in history.fetch(first, last):
-            match outcome:
-                case Found(found):
-                    rows += len(found)
-                    self.writer.fill(feed, list(found), self._loop.time())
-                case Absent(low, high):
-                    self.writer.note_absent(feed, low, high, self._loop.time())
-                case Lost():
-                    return
-        seconds = round(self._loop.time() - started_s, 1)
-        self.tell("filled", feed.name, first_id=first, last_id=last, rows=rows, source=history.path, seconds=seconds)
+        history, asked_s = self.histories[feed], self._loop.time()
+        restarts = feed.restarts
+        async for outcome in history.fetch(first, last, await beside(feed, first, last)):
+            if isinstance(outcome, Lost) or feed.restarts != restarts:  # what is asked for is of another numbering now
+                return
+            self.writer.fill(feed, list(outcome.rows), self._loop.time(), (history.path, asked_s))
+            for low, high in outcome.lacking:
+                self.writer.note_lacking(feed, low, high, self._loop.time())
 
     def _fetch_later(self, feed: Feed, first: int, last: int) -> None:
         """Leave a declared gap to the background, or say why nobody will look for it."""
@@ -394,12 +399,16 @@ class Collector:
             return
         self.backfills[feed].add(feed, first, last)
 
+    def _take_late(self, feed: Feed, rows: LateRows) -> None:
+        self.backfills[feed].add_late(feed, rows)
+
     def _miss(self, feed: Feed, first: int, last: int) -> None:
         """Fetch again what was in a file and is gone with it; from any thread but the loop's."""
         self._loop.call_soon_threadsafe(self._note_missing, feed, first, last)
 
     def _note_missing(self, feed: Feed, first: int, last: int) -> None:
         feed.open.add(first, last)
+        feed.sequence.expect_late(first, last)
         self._fetch_later(feed, first, last)
 
     # Connections
@@ -463,7 +472,13 @@ class Collector:
         found = self._backfill_of.get(listing)
         if found is None:
             found = self._backfill_of[listing] = Backfill(
-                self.histories.__getitem__, self._segments_of, self.writer.checked, self.disk, self.tell, self._ended
+                self.histories.__getitem__,
+                self._segments_of,
+                self.writer.checked,
+                self.disk,
+                self.tell,
+                self._ended,
+                self.writer.set_aside,
             )
         return found
 
@@ -484,9 +499,8 @@ class Collector:
 
     def _recover(self, feed: Feed) -> None:
         recovered = feed.segments.recover(this_boot())
-        self._unsealed[feed] = Ranges()
-        for segment in (*recovered.finished, *([recovered.open] if recovered.open else [])):
-            self._unsealed[feed].add(segment.first_id, segment.last_id)
+        unsealed = (*recovered.finished, *([recovered.open] if recovered.open else []))
+        self._unsealed[feed] = [(segment.first_id, segment.last_id) for segment in unsealed]
         for line in recovered.lines:
             self.tell("recovered", feed.name, detail=line)
         for path in recovered.foreign:
@@ -965,14 +979,6 @@ def _newest_ns(feed: Feed) -> int:
     return int(time_ms(feed.sequence.newest_time) * 1e6)
 
 
-def _sealed_ids(feed: Feed) -> Ranges:
-    """Return the IDs that a feed's sealed files hold, by their names; of its present numbering. Raises `OSError`."""
-    ranges = Ranges()
-    for first, last in feed.segments.sealed_ids():
-        ranges.add(first, last)
-    return ranges
-
-
 def _exists(path: Path) -> bool:
     """Tell whether there is a file; unlike `Path.exists`, a directory that cannot be searched is an error."""
     try:
@@ -983,7 +989,7 @@ def _exists(path: Path) -> bool:
 
 
 def _is_sealed(feed: Feed, segment: Segment) -> bool:
-    spans = _sealed_ids(feed).spans if _exists(feed.segments.directory) else []
+    spans = feed.segments.sealed_ids() if _exists(feed.segments.directory) else []
     return any(first <= segment.first_id and segment.last_id <= last for first, last in spans)
 
 

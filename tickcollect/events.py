@@ -70,8 +70,9 @@ class Trade(Struct, gc=False, tag_field="e", tag="trade"):
 class FuturesTrade(Trade, gc=False, tag_field="e", tag="trade"):
     """One fill or one placeholder, futures `@trade` (undocumented; observed on `/public` in 2026).
 
-    `X` is `MARKET` for a trade; `INSURANCE_FUND` and `ADL` are internal fills, `NA` stands for an ID without a public
-    trade. All of them count for the sequence, only `MARKET` is a trade.
+    `X` is `MARKET` for a trade, `RPI` for one of the retail price improvement programme (seen in 2026-09; history lists
+    both). What is no trade is in `NOT_TRADES`; it counts for the sequence like the others. Any other `X` is a trade
+    until the exchange says otherwise: a row too many can be taken out later, one too few is gone.
     """
 
     X: str = "MARKET"
@@ -153,6 +154,10 @@ STREAMS: dict[str, MessageType] = {"trade": Trade, "aggTrade": AggTrade}
 """The class of each stream, by the exchange's name for it."""
 
 MARKET = "MARKET"
+KNOWN_TRADES = frozenset({MARKET, "RPI"})
+NOT_TRADES = frozenset({"NA", "ADL", "INSURANCE_FUND"})
+"""`X` of the futures `trade` for what takes an ID and is no public trade: a placeholder with price and quantity 0, and
+two kinds of internal fills off the book. The exchange's history and archive leave out all three (observed 2026-09)."""
 RECEIVED_NS = "received_ns"
 """Extra column: when the message's bytes were read from the socket, nanoseconds since 1970, this machine's clock."""
 

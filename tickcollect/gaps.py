@@ -21,22 +21,27 @@ Rules, `next` being the ID that would continue the sequence:
    A held row stays when its ID comes again; if the content is another, the later one is refused.
 5. ID below `next` and trade time not later than the newest written: a copy, dropped and counted (`Copies`), unless it
    lies in a declared gap: then it came too late to stand in its place (`Late`).
-6. ID below `next` and trade time later than the newest written: the exchange may have restarted its numbering. That
-   too is believed only when the row after it continues it (`Restarted`), otherwise the row is refused.
+6. ID below `next` and trade time not earlier than the newest written, but not a row that was written lately: the
+   exchange may have restarted its numbering. That is believed (`Restarted`) only when the connection that brought it
+   goes on with the next ID, at a time later than the newest written. A connection that goes on elsewhere has brought
+   a damaged ID (`Refused`), one that comes to a row that was written has brought copies. Other connections may still
+   be in the old numbering meanwhile, or after it: what they bring of it again is a copy.
 
 A hole that history can fill is asked for before it is declared: `holes` names it, `postpone` gives the answer time, the
 rows of the answer come in through `take` like any others, and `declare` gives up what is still missing.
 
 Every row that comes in leaves in exactly one of `Run`, `Copies`, `Late`, `Refused`, or is still held; there are never
-more than `hold_limit` held and `GAPS_REMEMBERED` gaps remembered.
+more than `hold_limit` rows held, `SUSPECTS` rows under suspicion of a new numbering a connection and `GAPS_REMEMBERED`
+gaps remembered. Who holds many sequences bounds them together by `held_bytes`.
 """
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from bisect import bisect_left, bisect_right, insort
+from collections import deque
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from operator import eq
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Row = TypeVar("Row")
 
@@ -44,6 +49,15 @@ GAPS_REMEMBERED = 1000
 SOURCES_REMEMBERED = 8
 HISTORY = -1
 """The source of rows that were fetched."""
+SUSPECTS = 256
+"""Rows that may begin a new numbering and are held until that is decided."""
+ROWS_REMEMBERED = 256
+"""Rows written lately, for copies to be compared with; of large reads more, as reads are remembered whole."""
+ABSENCE_AGAIN_S = 120.0
+"""Between two answers that together prove IDs not to exist: a replica of the exchange that lags or lacks rows has
+caught up by then, or is not asked a second time."""
+HELD_ROW_BYTES = 350
+"""What holding a row costs beside its text."""
 CONTRADICTED_BY = 2
 """New rows with lower IDs that must come after a held row, on its connection, before it is refused."""
 
@@ -78,6 +92,7 @@ class Late(Generic[Row]):
     """Rows of a gap that was declared already."""
 
     ids: Rows[int]
+    times: Rows[int]
     rows: Rows[Row]
 
 
@@ -111,6 +126,21 @@ class _Held(Generic[Row]):
 
 
 @dataclass(slots=True)
+class _Suspect(Generic[Row]):
+    """Rows, rising by one, that may begin a new numbering."""
+
+    first: int
+    rows: list[tuple[int, Row]]
+    """Time and row of each."""
+    sources: set[int]
+    """The connections that brought the last of them."""
+
+    @property
+    def next_id(self) -> int:
+        return self.first + len(self.rows)
+
+
+@dataclass(slots=True)
 class Sequence(Generic[Row]):
     """The state of one feed's numbering."""
 
@@ -122,6 +152,8 @@ class Sequence(Generic[Row]):
     """The latest trade time written, in the exchange's unit."""
     alike: Callable[[Row, Row], bool] = eq
     """Whether two rows with one ID are copies of each other."""
+    weigh: Callable[[Any], int] = len
+    """How many bytes a row has."""
     due_s: float | None = None
     """When `expire` has something to decide; None while no hole waits."""
     gaps: list[tuple[int, int]] = field(default_factory=list)
@@ -129,7 +161,16 @@ class Sequence(Generic[Row]):
     _held: dict[int, _Held[Row]] = field(default_factory=dict)
     _arrived: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Of each source while rows are held: the number of new rows it brought, and the ID of the latest."""
-    _suspect: tuple[int, Row, int] | None = None
+    held_bytes: int = 0
+    """Memory that the held rows take, about."""
+    _suspects: list[_Suspect[Row]] = field(default_factory=list)
+    _recent: deque[Run[Row]] = field(default_factory=deque)
+    """What was written lately, at least `ROWS_REMEMBERED` rows where there were so many."""
+    _recent_rows: int = 0
+    _forgotten: bool = False
+    """Rows that were written have left `_recent`."""
+    _old: list[Run[Row]] = field(default_factory=list)
+    """The last rows of the numbering before."""
 
     @property
     def newest_known_id(self) -> int | None:
@@ -139,8 +180,8 @@ class Sequence(Generic[Row]):
 
     @property
     def held(self) -> int:
-        """How many rows wait for a hole before them."""
-        return len(self._held) + (self._suspect is not None)
+        """How many rows wait for a hole before them, or for the proof of a new numbering."""
+        return len(self._held) + sum(len(suspect.rows) for suspect in self._suspects)
 
     def take(self, ids: list[int], times: list[int], rows: Rows[Row], now_s: float, source: int = 0) -> list[Step[Row]]:
         """Accept rows in the order of their arrival and return what follows from them, in order.
@@ -148,13 +189,15 @@ class Sequence(Generic[Row]):
         `source` is the connection that brought them: only within one connection does order prove anything (rule 4).
         """
         first = self.next_id
-        if first is not None and not self._held and self._suspect is None:
+        if first is not None and not self._held and not self._suspects:
             expected = range(first, first + len(ids))
             if ids and ids == list(expected):
                 self.next_id = expected.stop
                 newest_time = max(times)
                 self.newest_time = max(self.newest_time, newest_time)
-                return [Run(expected, times, rows)]
+                run = Run(expected, times, rows)
+                self._remember(run)
+                return [run]
         steps = _Steps[Row]()
         for id_, time, row in zip(ids, times, rows, strict=True):
             self._take_one(id_, time, row, source, now_s, steps)
@@ -168,10 +211,22 @@ class Sequence(Generic[Row]):
                 self._write(id_, time, row, steps)
                 self._release_following(now_s, steps)
             elif id_ > self.next_id and id_ not in self._held:
-                self._held[id_] = _Held(row, time, HISTORY, 0)
+                self._hold(id_, _Held(row, time, HISTORY, 0))
             else:
                 steps.copy(id_, row)
         return steps.closed()
+
+    def remembered(self, id_: int) -> Row | None:
+        """Return the row with an ID that was written lately or is held; None if it is not remembered."""
+        held = self._held.get(id_)
+        return held.row if held is not None else _found(reversed(self._recent), id_)
+
+    def ids_beside(self, first: int, last: int) -> tuple[list[int], list[int]]:
+        """Return the remembered IDs below `first`, the nearest first, and those above `last`, the nearest first."""
+        ids = [id_ for run in self._recent for id_ in run.ids]
+        held = (id_ for id_, row in self._held.items() if row.source != HISTORY)
+        below = sorted({id_ for id_ in ids if id_ < first}, reverse=True)
+        return below, sorted({id_ for id_ in (*ids, *held) if id_ > last})
 
     def expire(self, now_s: float) -> list[Step[Row]]:
         """Decide about the holes that have waited long enough (rule 4)."""
@@ -220,34 +275,70 @@ class Sequence(Generic[Row]):
     def finish(self) -> list[Step[Row]]:
         """Release what is held and believed, at the end of collecting; refuse what nothing more will confirm."""
         steps = _Steps[Row]()
-        self._refuse_suspect(steps)
+        for suspect in list(self._suspects):
+            self._refuse_suspect(suspect, steps)
         for id_ in sorted(self._believed()):
             self._release(id_, steps)
-        for id_, held in sorted(self._held.items()):
-            reason = f"ID {id_} is far from the row before it ({self.next_id}), and none came after it before the end"
-            steps.add(Refused(id_, held.row, reason))
-        self._held.clear()
-        self.due_s = None
+        self._refuse_held("none came after it before the end", steps)
         return steps.closed()
 
+    def _refuse_held(self, why: str, steps: "_Steps[Row]") -> None:
+        for id_ in sorted(self._held):
+            reason = f"ID {id_} is far from the row before it ({self.next_id}), and {why}"
+            steps.add(Refused(id_, self._let_go(id_).row, reason))
+        self.due_s = None
+
     def _take_one(self, id_: int, time: int, row: Row, source: int, now_s: float, steps: "_Steps[Row]") -> None:
-        if self._suspect is not None and self._restarts(id_, steps):
-            self._write(id_, time, row, steps)
-        elif self.next_id is None or id_ == self.next_id:
+        if self._suspects and self._goes_on_anew(id_, time, row, source, steps):
+            return
+        if self.next_id is None or id_ == self.next_id:
             self._note_arrival(source, id_)
             self._write(id_, time, row, steps)
             self._release_following(now_s, steps)
-        elif id_ > self.next_id and id_ not in self._held:
-            self._hold(id_, time, row, source, now_s, steps)
-        elif id_ in self._held and not self.alike(row, self._held[id_].row):
-            steps.add(Refused(id_, row, f"ID {id_} came twice, and not with the same content"))
-        elif self._in_gap(id_):
-            steps.late(id_, row)
-        elif id_ < self.next_id and time > self.newest_time:
-            self._refuse_suspect(steps)
-            self._suspect = (id_, row, time)
+        elif id_ < self.next_id:
+            self._take_below(id_, time, row, source, steps)
+        elif id_ in self._held:
+            if self.alike(row, self._held[id_].row):
+                steps.copy(id_, row)
+            else:
+                steps.add(Refused(id_, row, f"ID {id_} came twice, and not with the same content"))
+        elif self._is_copy(_found(self._old, id_), row):
+            steps.copy(id_, row)
+        else:
+            self._wait(id_, time, row, source, now_s, steps)
+
+    def _take_below(self, id_: int, time: int, row: Row, source: int, steps: "_Steps[Row]") -> None:
+        """Take a row whose ID was passed already (rules 5 and 6)."""
+        if self._held:  # what its connection brought before with higher IDs is contradicted by it (rule 4)
+            self._note_arrival(source, id_)
+        written = _found(reversed(self._recent), id_)
+        if written is None and self._in_gap(id_) and (time <= self.newest_time or not self.newest_time):
+            steps.late(id_, time, row)
+        elif not self._is_copy(written, row) and self._may_be_new(time, written):
+            if len(self._suspects) >= SOURCES_REMEMBERED:
+                self._refuse_suspect(self._suspects[0], steps)
+            self._suspects.append(_Suspect(id_, [(time, row)], {source}))
         else:
             steps.copy(id_, row)
+
+    def _is_copy(self, written: Row | None, row: Row) -> bool:
+        return written is not None and self.alike(row, written)
+
+    def _may_be_new(self, time: int, written: Row | None) -> bool:
+        """Tell whether a row that was passed may be of a new numbering, by its time (rule 6).
+
+        At the newest time itself that can be told only if all rows of that time are remembered.
+        """
+        if time != self.newest_time:
+            return time > self.newest_time
+        known = not self._forgotten or self._recent[0].times[0] < self.newest_time
+        return written is None and known
+
+    def expect_late(self, first: int, last: int) -> None:
+        """Take rows of these IDs as late, not as copies, because they are missing or were thought not to exist."""
+        if not self._in_gap(first):
+            insort(self.gaps, (first, last))
+            del self.gaps[:-GAPS_REMEMBERED]
 
     def _note_arrival(self, source: int, id_: int) -> int:
         number = self._arrived.pop(source, (0, 0))[0] + 1
@@ -264,9 +355,26 @@ class Sequence(Generic[Row]):
         steps.run(id_, time, row)
         self.next_id = id_ + 1
         self.newest_time = max(self.newest_time, time)
+        self._remember(Run(range(id_, id_ + 1), (time,), (row,)))
 
-    def _hold(self, id_: int, time: int, row: Row, source: int, now_s: float, steps: "_Steps[Row]") -> None:
-        self._held[id_] = _Held(row, time, source, self._note_arrival(source, id_))
+    def _remember(self, run: Run[Row]) -> None:
+        self._recent.append(run)
+        self._recent_rows += len(run.ids)
+        while self._recent_rows - len(self._recent[0].ids) >= ROWS_REMEMBERED:
+            self._recent_rows -= len(self._recent.popleft().ids)
+            self._forgotten = True
+
+    def _hold(self, id_: int, held: _Held[Row]) -> None:
+        self._held[id_] = held
+        self.held_bytes += self.weigh(held.row) + HELD_ROW_BYTES
+
+    def _let_go(self, id_: int) -> _Held[Row]:
+        held = self._held.pop(id_)
+        self.held_bytes -= self.weigh(held.row) + HELD_ROW_BYTES
+        return held
+
+    def _wait(self, id_: int, time: int, row: Row, source: int, now_s: float, steps: "_Steps[Row]") -> None:
+        self._hold(id_, _Held(row, time, source, self._note_arrival(source, id_)))
         if self.due_s is None:
             self.due_s = now_s + self.patience_s
         if len(self._held) >= self.hold_limit:
@@ -285,7 +393,7 @@ class Sequence(Generic[Row]):
 
     def _release(self, id_: int, steps: "_Steps[Row]") -> None:
         """Write a held row, declaring whatever is missing before it."""
-        held = self._held.pop(id_)
+        held = self._let_go(id_)
         if self.next_id is not None and id_ > self.next_id:
             self._declare(self.next_id, id_ - 1, steps)
         self._write(id_, held.time, held.row, steps)
@@ -301,37 +409,73 @@ class Sequence(Generic[Row]):
             held = self._held[id_]
             if self._lower_since(id_, held) >= CONTRADICTED_BY:
                 arrived_id = self._arrived[held.source][1]
-                del self._held[id_]
+                self._let_go(id_)
                 steps.add(Refused(id_, held.row, f"ID {id_} is far from those that came after it ({arrived_id})"))
         full = len(self._held) >= self.hold_limit
         for id_ in sorted(self._believed() or (self._held if full else ())):
             self._release(id_, steps)
         self.due_s = now_s + self.patience_s if self._held else None
 
-    def _restarts(self, id_: int, steps: "_Steps[Row]") -> bool:
-        """Tell whether `id_` continues the suspect row, and if so begin the new numbering with that row (rule 6)."""
-        if self._suspect is None:
-            return False
-        first, row, time = self._suspect
-        if id_ != first + 1:
-            if id_ == self.next_id or id_ in self._held:
-                self._refuse_suspect(steps)
-            return False
-        self._suspect = None
-        for held_id in sorted(self._held):
-            self._release(held_id, steps)
-        steps.add(Restarted((self.next_id or 0) - 1, first))
-        self.due_s = None
-        self.gaps.clear()
-        self._write(first, time, row, steps)
-        return True
+    def _goes_on_anew(self, id_: int, time: int, row: Row, source: int, steps: "_Steps[Row]") -> bool:
+        """Tell whether a row belongs to a numbering that may be a new one; decide about it (rule 6)."""
+        for suspect in self._suspects:
+            place = id_ - suspect.first
+            if 0 <= place < len(suspect.rows) and self.alike(row, suspect.rows[place][1]):
+                if id_ == suspect.next_id - 1:
+                    suspect.sources.add(source)
+                steps.copy(id_, row)
+                return True
+        for suspect in [suspect for suspect in self._suspects if source in suspect.sources]:
+            if id_ != suspect.next_id:
+                self._refuse_suspect(suspect, steps)
+            elif self._is_copy(_found(reversed(self._recent), id_), row):
+                self._suspects.remove(suspect)
+                for number, (_, copy) in enumerate(suspect.rows):
+                    steps.copy(suspect.first + number, copy)
+            else:
+                suspect.rows.append((time, row))
+                suspect.sources = {source}
+                if max(time, suspect.rows[0][0]) > self.newest_time or len(suspect.rows) >= SUSPECTS:
+                    self._restart(suspect, steps)
+                return True
+        return False
 
-    def _refuse_suspect(self, steps: "_Steps[Row]") -> None:
-        if self._suspect is None:
-            return
-        id_, row, _ = self._suspect
-        self._suspect = None
-        steps.add(Refused(id_, row, f"ID {id_} is below the sequence ({self.next_id}) although its trade is newer"))
+    def _restart(self, proved: _Suspect[Row], steps: "_Steps[Row]") -> None:
+        """Begin the new numbering with its lowest row; what lies between it and the proved ones is a hole."""
+        for held_id in sorted(self._believed()):
+            self._release(held_id, steps)
+        self._refuse_held("the numbering began anew", steps)
+        suspects = sorted(self._suspects, key=lambda suspect: suspect.first)
+        begun = [suspect for suspect in suspects if suspect.first <= proved.first]
+        self._suspects = [suspect for suspect in suspects if suspect.first > proved.first]
+        steps.add(Restarted((self.next_id or 0) - 1, begun[0].first))
+        self._old = list(self._recent)
+        self._recent.clear()
+        self._recent_rows, self._forgotten = 0, False
+        self.gaps.clear()
+        self._arrived.clear()
+        self.next_id = begun[0].first
+        for suspect in begun:
+            for id_, (time, row) in enumerate(suspect.rows, suspect.first):
+                if id_ == self.next_id:
+                    self._write(id_, time, row, steps)
+                elif id_ > self.next_id and id_ not in self._held:
+                    self._hold(id_, _Held(row, time, min(suspect.sources), 0))
+                else:
+                    steps.copy(id_, row)
+        if self._held:
+            self.due_s = 0.0
+
+    def _refuse_suspect(self, suspect: _Suspect[Row], steps: "_Steps[Row]") -> None:
+        self._suspects.remove(suspect)
+        for id_, (_, row) in enumerate(suspect.rows, suspect.first):
+            reason = f"ID {id_} is below the sequence ({self.next_id}) although its trade is newer"
+            steps.add(Refused(id_, row, reason))
+
+
+def _found(runs: Iterable[Run[Row]], id_: int) -> Row | None:
+    """Return the row with this ID of the first run that has it."""
+    return next((run.rows[id_ - run.ids.start] for run in runs if id_ in run.ids), None)
 
 
 @dataclass(slots=True)
@@ -359,10 +503,61 @@ class Ranges:
         right = (last + 1, self.spans[stop - 1][1])
         self.spans[start:stop] = [span for span in (left, right) if span[0] <= span[1]]
 
+    def within(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Return what of this set lies from `first` to `last`."""
+        start = bisect_left(self.spans, first, key=lambda span: span[1])
+        stop = bisect_right(self.spans, last, key=lambda span: span[0])
+        return [(max(first, low), min(last, high)) for low, high in self.spans[start:stop]]
+
+    def holds(self, id_: int) -> bool:
+        """Tell whether an ID is in this set."""
+        return bool(self.within(id_, id_))
+
     @property
     def count(self) -> int:
         """How many IDs these are."""
         return sum(last - first + 1 for first, last in self.spans)
+
+
+@dataclass(slots=True)
+class Shown:
+    """IDs that one answer of history has shown not to exist, until a second, later one proves it."""
+
+    again_s: float = ABSENCE_AGAIN_S
+    _since: list[tuple[float, Ranges]] = field(default_factory=list)
+    """When, and which; oldest first."""
+
+    def note(self, first: int, last: int, now_s: float) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """Note what an answer shows; return what of it was shown long enough ago, and what is shown first now.
+
+        What is proved is forgotten here; what was shown only a moment ago is in neither.
+        """
+        fresh = Ranges([(first, last)])
+        proved = Ranges()
+        for since_s, ranges in self._since:
+            for low, high in ranges.within(first, last):
+                fresh.remove(low, high)
+                if now_s - since_s >= self.again_s:
+                    proved.add(low, high)
+        for low, high in proved.spans:
+            self.forget(low, high)
+        if fresh.spans:
+            if not self._since or self._since[-1][0] != now_s:
+                self._since.append((now_s, Ranges()))
+            for low, high in fresh.spans:
+                self._since[-1][1].add(low, high)
+        return proved.spans, list(fresh.spans)
+
+    def forget(self, first: int, last: int) -> None:
+        """Drop what was shown of these IDs: an answer has them, or they are settled."""
+        for _, ranges in self._since:
+            ranges.remove(first, last)
+        self._since = [(since_s, ranges) for since_s, ranges in self._since if ranges.spans]
+
+    def due_s(self, first: int, last: int) -> float | None:
+        """Return when all that was shown of these IDs may be proved; None if nothing was."""
+        found = [since_s for since_s, ranges in self._since if ranges.within(first, last)]
+        return max(found) + self.again_s if found else None
 
 
 class _Steps(Generic[Row]):
@@ -380,8 +575,9 @@ class _Steps(Generic[Row]):
         self._times.append(time)
         self._rows.append(row)
 
-    def late(self, id_: int, row: Row) -> None:
+    def late(self, id_: int, time: int, row: Row) -> None:
         self._join(Late, id_)
+        self._times.append(time)
         self._rows.append(row)
 
     def copy(self, id_: int, row: Row) -> None:
@@ -406,7 +602,7 @@ class _Steps(Generic[Row]):
         if self._kind is Run:
             self._done.append(Run(range(self._ids[0], self._ids[-1] + 1), self._times, self._rows))
         elif self._kind is Late:
-            self._done.append(Late(self._ids, self._rows))
+            self._done.append(Late(self._ids, self._times, self._rows))
         elif self._kind is Copies:
             self._done.append(Copies(self._ids, self._rows))
         self._kind, self._ids, self._times, self._rows = None, [], [], []

@@ -107,7 +107,14 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
         "WARNING",
         "{subject}: {first_id} to {last_id} cannot be filled yet: {detail} Again in {again_in_s:.0f} s",
     ),
-    "absent": ("INFO", "{subject}: {count} IDs were never published by the exchange, {first_id} to {last_id}"),
+    "absent": (
+        "INFO",
+        "{subject}: {count} IDs have no trade, as the exchange's history has shown twice, {first_id} to {last_id}",
+    ),
+    "unknown_trade_kind": (
+        "WARNING",
+        "{subject}: ID {id} is of kind {name}, which is not known; rows of that kind are written",
+    ),
     "lost": ("ERROR", "{subject}: {count} IDs are lost, {first_id} to {last_id}: {reason}"),
     "absence_seen": (
         "INFO",

@@ -70,7 +70,7 @@ from tickcollect.files import (
     takes_files,
 )
 from tickcollect.hours import HourCount
-from tickcollect.recovery import Recovered, Recovery, move_aside, quarantine, sealed_spans, this_boot
+from tickcollect.recovery import FirstTimes, Recovered, Recovery, move_aside, quarantine, sealed_spans, this_boot
 from tickcollect.salvage import Cut, Numbering
 
 __all__ = [
@@ -438,6 +438,16 @@ class Segments:
     def sealed_ids(self) -> list[tuple[int, int]]:
         """Return first and last ID of each sealed file here, of the present numbering. Raises `OSError`."""
         return sealed_spans(self.directory, self.feed, self._record)
+
+    def names(self) -> list[tuple[SegmentName, Path]]:
+        """Return the name and path of each segment here, of the present numbering. Raises `OSError`."""
+        parsed = [(self.feed.parse(path.name), path) for path in self.directory.iterdir()]
+        times, current = FirstTimes(self.directory, self.feed), len(self._record.restarts)
+        return [
+            (name, path)
+            for name, path in parsed
+            if name is not None and not name.temporary and self._record.numbering_of(name, times) == current
+        ]
 
     def renumber(self, first_id: int, last_id: int, time: int) -> list[Segment]:
         """Begin a new numbering: ID `first_id`, traded at `time` (as sent), comes after `last_id` of the one before.

@@ -14,12 +14,20 @@ Rules:
 4. Whatever is not an ordinary row ends in a count, and in quarantine or as a happening.
 5. A small hole is fetched from the exchange's history before it is declared, while its feed's later rows are held; the
    rows of history go through the same checks as live ones (`fill`). What cannot be had so is declared, ends the
-   segment, and is left to `backfill`.
+   segment, and is left to `backfill`. `filled` is told of rows of history once they are in a file, and of no others.
+6. What all feeds together hold so is bounded (`HELD_BYTES`): beyond it the feed that holds most declares its holes.
+7. A row that comes after its gap was declared, or for an ID that was thought not to exist, gets a segment of its own
+   (`late`, in `backfill`).
+8. Days follow the rows' times, so a time that cannot be right must not make a file. Before a row's ID counts, its time
+   is held against the row before it and against this machine's clock; `FAR_MS` from both is refused. A clock that did
+   not agree with the row before it is no witness: then the next row decides, and the refused one is had again from
+   history, which compares it with both its neighbours.
 """
 
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -28,8 +36,21 @@ from typing import Literal, Protocol
 import msgspec
 
 from tickcollect import gaps
-from tickcollect.events import MARKET, RECEIVED_NS, FuturesTrade, Message, MessageType, RowCheck, day_of, field_text
-from tickcollect.exchanges.binance import Refused, UnknownEvent
+from tickcollect.events import (
+    KNOWN_TRADES,
+    MICROSECONDS_FROM,
+    MS_PER_DAY,
+    NOT_TRADES,
+    RECEIVED_NS,
+    FuturesTrade,
+    Message,
+    MessageType,
+    RowCheck,
+    day_of,
+    field_text,
+    time_ms,
+)
+from tickcollect.exchanges.binance import LONGEST_NAME, Refused, UnknownEvent
 from tickcollect.feed import (
     Batch,
     Connected,
@@ -69,9 +90,13 @@ FETCHED_WITHIN_S = 20.0
 ASK_AGAIN_S = 30.0
 PLAUSIBLE_IDS = 1_000_000_000
 """A hole larger than this is a damaged ID until rows prove it: ten days of the busiest market."""
-RUNS_REMEMBERED = 4
-"""Runs of rows a feed that copies are compared with: of a busy feed some hundred rows each, of a quiet one a few."""
+HELD_BYTES = 64_000_000
+"""What the rows of all feeds may take in memory while history is asked for the holes before them."""
+FAR_MS = MS_PER_DAY
+"""Further than this from the feed's rows and from this machine's clock no trade's time can be right: the exchanges keep
+theirs to the millisecond, and a machine's clock may be hours off where nobody sets it."""
 INTERVALS_AVERAGED = 20
+IDS_REMEMBERED = 1000
 CARRIERS_REMEMBERED = 4
 """Connections a feed: two, and twice that while they are renewed."""
 
@@ -92,6 +117,27 @@ class Renumbered:
     time: int
 
 
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """In a feed's pending pieces: the rows of history with these IDs are handed over here."""
+
+    first: int
+    last: int
+    source: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LateRows:
+    """Rows of one feed, formatted, that came when their place was passed."""
+
+    ids: Sequence[int]
+    times: Sequence[int]
+    lines: Sequence[str]
+    not_trades: AbstractSet[int]
+    """Those of `ids` that are no trades."""
+
+
 @dataclass(slots=True)
 class Piece:
     """Rows of one day that follow each other, formatted."""
@@ -105,7 +151,7 @@ class Piece:
 class Job:
     """What one feed's files have not taken yet, in order; `trouble` says why, while that concerns this feed alone."""
 
-    pieces: list[Piece | End | Renumbered] = field(default_factory=list)
+    pieces: list[Piece | End | Filled | Renumbered] = field(default_factory=list)
     trouble: str = ""
     since_s: float = 0.0
     again_s: float = 0.0
@@ -125,18 +171,36 @@ class Feed:
     segments: Segments
     extra_columns: tuple[str, ...] = ()
     write_not_trades: bool = False
-    pending: list[Piece | End | Renumbered] = field(default_factory=list)
+    pending: list[Piece | End | Filled | Renumbered] = field(default_factory=list)
     """What waits for the disk thread."""
     not_trade_ids: set[int] = field(default_factory=set)
     """IDs of held rows that are not trades."""
+    not_in_history: deque[int] = field(default_factory=lambda: deque(maxlen=IDS_REMEMBERED))
+    """IDs of the latest rows that history does not list, or perhaps not."""
     open: gaps.Ranges = field(default_factory=gaps.Ranges)
     """IDs known to be missing that history may still give."""
-    recent: deque[tuple[range, Sequence[str]]] = field(default_factory=lambda: deque(maxlen=RUNS_REMEMBERED))
-    """The rows written last, for copies to be compared with."""
+    called_absent: gaps.Ranges = field(default_factory=gaps.Ranges)
+    """IDs that history has proved not to exist, or no trades: open to doubt, as it may have erred."""
+    unconfirmed: gaps.Ranges = field(default_factory=gaps.Ranges)
+    """Those of them from earlier runs, which this run asks for once more."""
+    shown: gaps.Shown = field(default_factory=gaps.Shown)
+    """IDs that history has shown once not to exist."""
+    shown_odd: gaps.Shown = field(default_factory=gaps.Shown)
+    """IDs that history has given once with a time that cannot be right."""
+    given: gaps.Ranges = field(default_factory=gaps.Ranges)
+    """IDs whose rows history gave in place and that are not among the pending pieces yet."""
+    given_by: tuple[str, float] = ("", 0.0)
+    """Which call gave them, and when it was asked."""
+    newest_ms: int | None = None
+    """The time of the row that was accepted last."""
+    plausible: tuple[int, int] = (0, 0)
+    """Times, in the rows' own unit, that need no closer look."""
+    clock_agrees: bool = False
+    """This machine's clock was near the time of the row accepted last."""
+    odd: tuple[int, int] | None = None
+    """ID and time (ms) of the row before, if it was refused for its time."""
     carried: dict[int, int] = field(default_factory=dict)
     """The last ID that each connection brought."""
-    never_published: gaps.Ranges = field(default_factory=gaps.Ranges)
-    """IDs in holes held open that history has shown not to exist."""
     asked: tuple[int, float] = (-1, 0.0)
     """The last hole that history was asked for: its first ID, and when."""
     rows: int = 0
@@ -233,13 +297,16 @@ class Writer:
     write_journal: Callable[[], None]
     """Called in the disk thread, before a segment ends at a gap and after each write."""
     fetch: Callable[[Feed, Sequence[tuple[int, int]]], object] | None = None
-    """Asks history for small holes; the answer comes by `fill`, `note_absent` and in any case `settle`."""
+    """Asks history for small holes; the answer comes by `fill`, `note_lacking` and in any case `settle`."""
     fetch_later: Callable[[Feed, int, int], None] | None = None
     """Leaves a declared gap to the background."""
     note_live: Callable[[Feed, int, int], None] | None = None
     """Told, while it is not known whether IDs of a feed are missing, of a newer row: its connection and its ID."""
+    late: Callable[[Feed, LateRows], None] | None = None
+    """Takes rows that came when their place was passed, to segments of their own."""
     miss: Callable[[Feed, int, int], None] | None = None
     """Told in the disk thread of rows that were in a file and are gone with it."""
+    held_limit: int = HELD_BYTES
     stopping: bool = False
     rows_written: int = 0
     bytes_written: int = 0
@@ -408,6 +475,14 @@ class Writer:
                         self._take_rows(feed, rows, batch, now_s)
 
     def _take_rows(self, feed: Feed, rows: list[Message], batch: Batch, now_s: float) -> None:
+        times = [row.T for row in rows]
+        if min(times) < feed.plausible[0] or feed.plausible[1] < max(times):
+            rows = self._in_time(feed, rows, batch.received_ns)
+            times = [row.T for row in rows]
+        if rows:
+            self._take_in_time(feed, rows, times, batch, now_s)
+
+    def _take_in_time(self, feed: Feed, rows: list[Message], times: list[int], batch: Batch, now_s: float) -> None:
         if feed.last is not None:
             feed.interval_s += (now_s - feed.last_seen_s - feed.interval_s) / INTERVALS_AVERAGED
         feed.last, feed.last_received_ns, feed.last_seen_s = rows[-1], batch.received_ns, now_s
@@ -419,16 +494,17 @@ class Writer:
         if not feed.check.admits(block, len(rows)):
             rows, lines = self._admitted(feed, rows, lines)
             block = "".join(lines).encode()
+            times = [row.T for row in rows]
             if not rows:
                 return
         ids = kind.ids(rows)
         if feed.has_placeholders:
-            feed.not_trade_ids.update(row.t for row in rows if isinstance(row, FuturesTrade) and row.X != MARKET)
+            self._note_not_trades(feed, rows)
         if feed.carried.get(batch.connection) != ids[0] - 1:
             self._note_carrier(feed, batch, ids[0])
         feed.carried[batch.connection] = ids[-1]
         expected_id = feed.sequence.next_id
-        steps = feed.sequence.take(ids, [row.T for row in rows], lines, now_s, batch.connection)
+        steps = feed.sequence.take(ids, times, lines, now_s, batch.connection)
         if len(steps) == 1 and isinstance(steps[0], gaps.Run) and steps[0].rows is lines and not feed.not_trade_ids:
             self._add(feed, steps[0].ids, steps[0].times, lines, block)
             feed.meter.take(batch.received_ns, rows[0].E, rows[-1].E, len(rows))
@@ -454,6 +530,41 @@ class Writer:
         """Say of a feed of which it is not known whether IDs are missing that a row newer than all others came."""
         if self.note_live is not None and (expected_id is None or id_ >= expected_id):
             self.note_live(feed, connection, id_)
+
+    def _note_not_trades(self, feed: Feed, rows: Sequence[Message]) -> None:
+        """Remember which of these rows are no trades; tell once of a kind that nobody knows, which is written."""
+        for row in rows:
+            if not isinstance(row, FuturesTrade) or row.X in KNOWN_TRADES:
+                continue
+            feed.not_in_history.append(row.t)
+            if row.X in NOT_TRADES:
+                feed.not_trade_ids.add(row.t)
+            elif row.X not in self._unknown and len(self._unknown) < UNKNOWN_REMEMBERED:
+                self._unknown.add(row.X)
+                self.tell("unknown_trade_kind", feed.name, name=row.X[:LONGEST_NAME], id=row.t)
+
+    def _in_time(self, feed: Feed, rows: Sequence[Message], received_ns: int) -> list[Message]:
+        """Keep the rows whose time can be right; the others go to quarantine (rule 8)."""
+        clock_ms = received_ns // 1_000_000
+        if feed.last is not None:
+            feed.newest_ms = time_ms(feed.last.T)
+        good = []
+        for row in rows:
+            (id_,), at_ms = row.ids([row]), time_ms(row.T)
+            before = [] if feed.newest_ms is None else [feed.newest_ms, clock_ms]
+            if feed.odd is not None and feed.odd[0] == id_ - 1 and not feed.clock_agrees:
+                before.append(feed.odd[1])
+            if before and all(abs(at_ms - other_ms) > FAR_MS for other_ms in before):
+                feed.odd = (id_, at_ms)
+                feed.refused += 1
+                reason = f"its time, {row.T}, is more than a day from the row before it and from this machine's clock"
+                self.quarantine(feed.path.exchange, row.lines([row])[0].encode(), reason)
+                continue
+            good.append(row)
+            feed.odd, feed.newest_ms, feed.clock_agrees = None, at_ms, abs(at_ms - clock_ms) <= FAR_MS
+            far = FAR_MS // 2 * (1 if row.T < MICROSECONDS_FROM else 1000)
+            feed.plausible = (row.T - far, row.T + far)
+        return good
 
     def _admitted(self, feed: Feed, rows: list[Message], lines: list[str]) -> tuple[list[Message], list[str]]:
         """Keep the rows whose text is right; the others go to quarantine (rule 1)."""
@@ -501,12 +612,21 @@ class Writer:
             self.quarantine(link.exchange, msgspec.json.encode(row), reason)
 
     def _decide_holes(self, now_s: float) -> None:
+        self._bound_held()
         for feed in list(self._waiting):
             due_s = feed.sequence.due_s
             if due_s is not None and now_s >= due_s and not self._asked_history(feed, now_s):
                 self._take_steps(feed, feed.sequence.expire(now_s))
             if not feed.sequence.held:
                 del self._waiting[feed]
+
+    def _bound_held(self) -> None:
+        """Let the feeds that hold most declare their holes until all together hold no more than they may (rule 6)."""
+        held = {feed: feed.sequence.held_bytes for feed in self._waiting}
+        while sum(held.values()) > self.held_limit:
+            most = max(held, key=held.__getitem__)
+            self._take_steps(most, most.sequence.declare())
+            del held[most]
 
     def _asked_history(self, feed: Feed, now_s: float) -> bool:
         """Ask history for the feed's holes if they are small and were not asked for just now (rule 5)."""
@@ -523,28 +643,32 @@ class Writer:
 
     # --- What history answers --------------------------------------------------------------------------------------
 
-    def fill(self, feed: Feed, rows: list[Message], now_s: float) -> None:
-        """Accept rows of history for a hole that is held open."""
+    def fill(self, feed: Feed, rows: list[Message], now_s: float, given_by: tuple[str, float] = ("", 0.0)) -> None:
+        """Accept rows of history for a hole that is held open; `given_by` names the call and when it was asked.
+
+        Rows whose hole was declared meanwhile are not taken: `backfill` has them to fetch.
+        """
         rows, lines = self.checked(feed, rows)
-        feed.filled += len(rows)
-        self._take_steps(feed, feed.sequence.fill(feed.kind.ids(rows), [row.T for row in rows], lines, now_s))
+        ids = feed.kind.ids(rows)
+        steps = feed.sequence.fill(ids, [row.T for row in rows], lines, now_s)
+        refused = {id_ for step in steps if isinstance(step, gaps.Copies) for id_ in step.ids}
+        feed.given_by = given_by
+        for id_ in ids:
+            if id_ not in refused:
+                feed.given.add(id_, id_)
+                feed.shown.forget(id_, id_)
+        self._take_steps(feed, [step for step in steps if not isinstance(step, gaps.Copies)])
         self.inbox.wake()
 
-    def note_absent(self, feed: Feed, first: int, last: int, now_s: float) -> None:
-        """Accept that history shows these IDs not to exist; where placeholders are usual, that is what they were."""
-        feed.never_published.add(first, last)
-        if feed.has_placeholders:
-            ids = range(first, last + 1)
-            feed.absent += len(ids)
-            feed.not_trade_ids.update(ids)
-            times = [feed.sequence.newest_time] * len(ids)
-            self._take_steps(feed, feed.sequence.fill(ids, times, [""] * len(ids), now_s))
-        self.inbox.wake()
+    def note_lacking(self, feed: Feed, first: int, last: int, now_s: float) -> None:
+        """Note that an answer shows these IDs not to exist: that is no proof yet, so they stay missing."""
+        if feed.shown.due_s(first, last) is None:
+            feed.shown.note(first, last, now_s)
+            self.tell("absence_seen", feed.name, first_id=first, last_id=last, count=last - first + 1)
 
     def settle(self, feed: Feed) -> None:
         """End the wait for history: what is still missing is declared now."""
         self._take_steps(feed, feed.sequence.declare())
-        feed.never_published.spans.clear()
         self.inbox.wake()
 
     def checked(self, feed: Feed, rows: list[Message]) -> tuple[list[Message], list[str]]:
@@ -571,32 +695,50 @@ class Writer:
                     self._touched[feed] = None
                     self._lose_open(feed, "the exchange has begun its numbering anew since")
                     self.tell("numbering_restarted", feed.name, last_id=last, first_id=first)
-                case gaps.Late(ids, rows):
-                    feed.late += len(ids)
-                    self._set_aside(feed, rows, "came after its gap was declared")
-                    self.tell("late_rows", feed.name, first_id=ids[0], last_id=ids[-1], count=len(ids))
+                case gaps.Late(ids, times, rows):
+                    self._take_late(feed, ids, times, rows)
                 case gaps.Refused(_, row, reason):
                     feed.refused += 1
-                    self._set_aside(feed, [row], reason)
+                    self.set_aside(feed, [row], reason)
+
+    def _take_late(self, feed: Feed, ids: Sequence[int], times: Sequence[int], lines: Sequence[str]) -> None:
+        """Pass on rows of passed gaps that are still missing, or were thought not to exist; the others are copies."""
+        late = [
+            (id_, time, line)
+            for id_, time, line in zip(ids, times, lines, strict=True)
+            if feed.open.holds(id_) or feed.called_absent.holds(id_)
+        ]
+        feed.copies += len(ids) - len(late)
+        if not late:
+            return
+        feed.late += len(late)
+        late_ids = [id_ for id_, _, _ in late]
+        self.tell("late_rows", feed.name, first_id=late_ids[0], last_id=late_ids[-1], count=len(late))
+        if self.late is None:
+            self.set_aside(feed, [line for _, _, line in late], "came after its gap was declared")
+            return
+        rows = LateRows(
+            late_ids,
+            [time for _, time, _ in late],
+            [line for _, _, line in late],
+            frozenset(feed.not_trade_ids.intersection(late_ids)),
+        )
+        self.late(feed, rows)
 
     def _contradicting(self, feed: Feed, ids: Sequence[int], lines: Sequence[str]) -> int:
         """Keep the copies that are none, because a row written lately has their ID and other content; count them."""
         count = 0
         for id_, line in zip(ids, lines, strict=True):
-            written = next((old[id_ - span.start] for span, old in reversed(feed.recent) if id_ in span), line)
-            if not feed.sequence.alike(line, written):
+            written = feed.sequence.remembered(id_)
+            if written is not None and not feed.sequence.alike(line, written):
                 count += 1
                 feed.refused += 1
                 self.tell("contradicted", feed.name, id=id_, written=written.strip(), refused=line.strip())
-                self._set_aside(feed, [line], f"ID {id_} was written before, with other content")
+                self.set_aside(feed, [line], f"ID {id_} was written before, with other content")
         return count
 
     def _declare(self, feed: Feed, first: int, last: int) -> None:
         self._end(feed)
-        if (first, last) in feed.never_published.spans:
-            feed.absent += last - first + 1
-            self.tell("absent", feed.name, first_id=first, last_id=last, count=last - first + 1)
-            return
         feed.gaps += 1
         feed.open.add(first, last)
         self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
@@ -607,9 +749,12 @@ class Writer:
         for first, last in feed.open.spans:
             feed.lost += last - first + 1
             self.tell("lost", feed.name, first_id=first, last_id=last, count=last - first + 1, reason=reason)
-        feed.open.spans.clear()
+        for ranges in (feed.open, feed.called_absent, feed.unconfirmed, feed.given):
+            ranges.spans.clear()
+        feed.shown, feed.shown_odd = gaps.Shown(), gaps.Shown()
 
-    def _set_aside(self, feed: Feed, lines: Sequence[str], reason: str) -> None:
+    def set_aside(self, feed: Feed, lines: Sequence[str], reason: str) -> None:
+        """Put rows into quarantine."""
         for line in lines:
             self.quarantine(feed.path.exchange, line.encode(), reason)
 
@@ -624,11 +769,17 @@ class Writer:
 
     def _add(self, feed: Feed, ids: range, times: Sequence[int], lines: Sequence[str], block: bytes | None) -> None:
         """Put rows that follow each other among the pending pieces, split where the day changes."""
-        feed.recent.append((ids, lines))
         self._touched[feed] = None
         if feed.not_trade_ids:
             self._add_trades(feed, ids, times, lines)
-            return
+        else:
+            self._add_rows(feed, ids, times, lines, block)
+        if feed.given.spans:
+            self._add_filled(feed, ids)
+
+    def _add_rows(
+        self, feed: Feed, ids: range, times: Sequence[int], lines: Sequence[str], block: bytes | None
+    ) -> None:
         first_day, last_day = day_of(min(times)), day_of(max(times))
         if first_day == last_day:
             self._add_piece(feed, first_day, ids, block or "".join(lines).encode())
@@ -639,6 +790,15 @@ class Writer:
             self._add_piece(feed, day, ids[start:stop], "".join(lines[start:stop]).encode())
             start = stop
 
+    def _add_filled(self, feed: Feed, ids: range) -> None:
+        """Put behind rows that were added which of them history gave: they are told of once they are handed over."""
+        source, asked_s = feed.given_by
+        seconds = round(asyncio.get_running_loop().time() - asked_s, 1)
+        for first, last in feed.given.within(ids.start, ids.stop - 1):
+            feed.given.remove(first, last)
+            feed.filled += last - first + 1
+            feed.pending.append(Filled(first, last, source, seconds))
+
     def _add_trades(self, feed: Feed, ids: range, times: Sequence[int], lines: Sequence[str]) -> None:
         """Add a run that holds placeholders or internal fills: they are counted, and written only if asked for."""
         not_trades = [id_ for id_ in ids if id_ in feed.not_trade_ids]
@@ -646,7 +806,7 @@ class Writer:
         kept = [
             (id_, time, line)
             for id_, time, line in zip(ids, times, lines, strict=True)
-            if line and (feed.write_not_trades or id_ not in feed.not_trade_ids)  # what was never published has no text
+            if feed.write_not_trades or id_ not in feed.not_trade_ids
         ]
         feed.not_trade_ids.difference_update(not_trades)
         trade_id = feed.public_ids[0] if feed.public_ids[1] == ids.start - 1 else ids.start - 1
@@ -686,7 +846,7 @@ class Writer:
         self._bound_blocked()
         self.write_journal()
 
-    def _append_all(self, feed: Feed, pieces: list[Piece | End | Renumbered]) -> None:
+    def _append_all(self, feed: Feed, pieces: list[Piece | End | Filled | Renumbered]) -> None:
         while pieces:
             try:
                 self._append(feed, pieces[0])
@@ -748,7 +908,7 @@ class Writer:
         """What is wrong with the files of single feeds, which wait while the others go on."""
         return [f"{feed.name}: {job.trouble}" for feed, job in list(self._jobs.items()) if job.trouble]
 
-    def _append(self, feed: Feed, piece: Piece | End | Renumbered) -> None:
+    def _append(self, feed: Feed, piece: Piece | End | Filled | Renumbered) -> None:
         if isinstance(piece, End):
             self.write_journal()
             self.ended(feed.segments.end(), feed)
@@ -756,6 +916,10 @@ class Writer:
         if isinstance(piece, Renumbered):
             self.write_journal()
             self.ended(feed.segments.renumber(piece.first_id, piece.last_id, piece.time), feed)
+            return
+        if isinstance(piece, Filled):
+            facts = {"rows": piece.last - piece.first + 1, "source": piece.source, "seconds": piece.seconds}
+            self.tell("filled", feed.name, first_id=piece.first, last_id=piece.last, **facts)
             return
         block = b"".join(piece.blocks)
         finished = feed.segments.append(block, piece.ids, piece.day)
@@ -772,7 +936,7 @@ def _time_of(first_id: int, steps: Iterable[gaps.Step[str]], otherwise: int) -> 
     return next((run.times[0] for run in runs if run.ids[0] == first_id), otherwise)
 
 
-def _size_of(pieces: Iterable[Piece | End | Renumbered]) -> int:
+def _size_of(pieces: Iterable[Piece | End | Filled | Renumbered]) -> int:
     return sum(len(block) for piece in pieces if isinstance(piece, Piece) for block in piece.blocks)
 
 

@@ -200,6 +200,14 @@ SORTS: dict[str, Sort] = {
         "Messages named {name}.",
         "They are kept in quarantine. Rows are not affected. Nothing to do.",
     ),
+    "unknown_trade_kind": Sort(
+        "trouble",
+        "warning",
+        "{subject} has trades of an unknown kind",
+        "{n} unknown kinds of trades: {subject}",
+        "Kind {name}, first seen with ID {id}.",
+        "They are written like all trades. Ask the exchange what they are.",
+    ),
     "contradicted": Sort(
         "trouble",
         "error",
@@ -222,8 +230,7 @@ SORTS: dict[str, Sort] = {
         "rows came too late, {subject}",
         "rows came too late, {n} times: {subject}",
         "{count} rows, ID {first_id} to {last_id}, after their gap was declared.",
-        "They are in quarantine; history gives the same rows. Nothing to do.",
-        unfetched="They are in quarantine and not in the files: BACKFILL is false, so history is not asked for them.",
+        "They get a file of their own. Nothing to do.",
     ),
     "clock": Sort(
         "clock",
@@ -414,6 +421,7 @@ EVENTS: dict[str, tuple[tuple[Action, str], ...]] = {
     "filled": (("hole", "gap"),),
     "fill_waits": (("hole", "gap"),),
     "absent": (("hole", "gap"),),
+    "unknown_trade_kind": (("moment", "unknown_trade_kind"),),
     "lost": (("hole", "gap"),),
     "absence_seen": (("hole", "gap"),),
     "absence_confirmed": (),

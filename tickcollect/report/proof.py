@@ -11,7 +11,9 @@ Rules:
 3. The names of the files decide what is held, never what the journal says was filled. The journal gives reasons.
 4. Inside a file of a feed whose IDs rise by one, rows and IDs must be equally many. Where placeholders take IDs, names
    cannot prove that: there a hole that the journal does not know is taken for placeholders.
-5. A day without a later row is complete only if the feed was connected up to its end, or if it is not over.
+5. An ID that was called absent and opened again counts as missing until it is settled, also inside a file that passes
+   over it.
+6. A day without a later row is complete only if the feed was connected up to its end, or if it is not over.
 """
 
 from bisect import bisect_left
@@ -38,8 +40,9 @@ MISSING = ("gone", "damaged", "lost", "open", "unexplained")
 more and that no store has proved to hold; it is in a file that cannot be read; the journal calls it lost; the journal
 has found it missing and has not given it up; nothing on record tells why."""
 
-OPENING = frozenset({"gap", "file_lost", "sync_failed"})
-FOUND = OPENING | {"filled", "absent", "lost"}
+OPENING = frozenset({"gap", "file_lost", "sync_failed", "reopened"})
+SETTLING = frozenset({"filled", "absent", "lost"})
+FOUND = OPENING | SETTLING
 
 State = Literal["complete", "incomplete", "quiet", "missing"]
 Begin = Literal["follows", "first", "renumbered"]
@@ -266,10 +269,13 @@ def _account(feed: FeedRecord, day: int, window: _Window) -> tuple[Ids, list[Hol
     ids = _minus(window.ids, _minus(window.others, own))
     rest = _minus(ids, own)
     told = _told_of(feed, day, ids)
+    absent_now, reopened = _standing(told)
+    passed_over = _split(own, reopened)[0] if feed.has_placeholders else Ranges()
+    own, rest = _minus(own, passed_over), _union([*rest.spans, *passed_over.spans])
     reasons = {
         "gone": _union((file.first_id, file.last_id) for file in files if file.place is Place.GONE),
         "damaged": _union((file.first_id, file.last_id) for file in files if file.place is Place.DAMAGED),
-        "absent": _union(_spans(told, {"absent"})),
+        "absent": absent_now,
         "lost": _union(_spans(told, {"lost"})),
         "open": _union(_spans(told, OPENING)),
     }
@@ -280,6 +286,7 @@ def _account(feed: FeedRecord, day: int, window: _Window) -> tuple[Ids, list[Hol
     without_row = 0
     if feed.has_placeholders:
         without_row = rest.count + sum(f.last_id - f.first_id + 1 - f.rows for f in files if f.place in HELD)
+        without_row -= passed_over.count
     else:
         parts["unexplained"] = rest
     missing = {reason: parts[reason].count for reason in MISSING if reason in parts and parts[reason].spans}
@@ -296,6 +303,20 @@ def _account(feed: FeedRecord, day: int, window: _Window) -> tuple[Ids, list[Hol
     )
     filled = _split(_union(_spans(told, {"filled"})), own)[0]
     return counts, _holes(ids, told, parts, {"filled": filled, "absent": absent})
+
+
+def _standing(told: Sequence[Told]) -> tuple[Ranges, Ranges]:
+    """Return the IDs that still count as absent, and those that were opened again and not settled since (rule 5)."""
+    absent, reopened = Ranges(), Ranges()
+    for line in told:
+        if line.event == "reopened":
+            absent.remove(line.first_id, line.last_id)
+            reopened.add(line.first_id, line.last_id)
+        elif line.event in SETTLING:
+            reopened.remove(line.first_id, line.last_id)
+        if line.event == "absent":
+            absent.add(line.first_id, line.last_id)
+    return absent, reopened
 
 
 def _told_of(feed: FeedRecord, day: int, ids: Ranges) -> list[Told]:

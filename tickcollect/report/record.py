@@ -197,7 +197,7 @@ _LINES: dict[str, type[msgspec.Struct]] = {
     "sealed": _Sealed,
     "uploaded": _Delivered,
     "deleted": _Delivered,
-    **dict.fromkeys(("gap", "file_lost", "sync_failed", "filled", "absent", "lost"), _Numbers),
+    **dict.fromkeys(("gap", "file_lost", "sync_failed", "reopened", "filled", "absent", "lost"), _Numbers),
     **dict.fromkeys(("clock_offset", "clock_wrong", "exchange_clock_wrong"), _Clock),
     **dict.fromkeys(("numbering_restarted", "silent"), _Moment),
     "started": _Start,
