@@ -1433,6 +1433,39 @@ def test_host_that_swallows_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     run(test)
 
 
+def test_a_connection_that_is_ready_too_late_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the time is up just as the handshake is done, nothing stays open that nobody would look after."""
+    connect, failures = picows.ws_connect, iter([TimeoutError()])
+
+    async def late(*args: Any, **kwargs: Any) -> Any:
+        found = await connect(*args, **kwargs)
+        if (error := next(failures, None)) is not None:
+            raise error
+        return found
+
+    monkeypatch.setattr(feed_module, "ws_connect", late)
+
+    async def script(peer: Peer, number: int) -> None:
+        if number == 0:
+            await peer.accept()
+            await peer.expect(CLOSE)
+            closed.set()
+        else:
+            await peer.subscribed()
+            peer.send(trade(0))
+            await stay(peer)
+
+    async def test() -> None:
+        async with exchange(script) as server, watch(server.url) as link:
+            assert "does not answer" in (await link.until(Disconnected)).reason
+            await closed.wait()
+            await link.until_rows(1)
+            assert len(link.state.open) == 1
+
+    closed = asyncio.Event()
+    run(test)
+
+
 def test_connection_refused() -> None:
     """A port where nobody listens is told as such."""
 
