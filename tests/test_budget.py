@@ -97,7 +97,7 @@ def test_a_new_limit_counts_at_once() -> None:
     """The limit from exchangeInfo replaces the one stated before."""
     asking = Asking(Budget(1000))
     asking.budget.learn("x", 200)
-    asking.asked(100)
+    asking.asked(80)
     assert asking.refused(50) == 55
     asking.budget.learn("x", 400)
     asking.asked(100)
@@ -268,15 +268,16 @@ def test_repairs_go_first_then_who_came_first() -> None:
     assert [let_in(asking, waiting) for _ in range(4)] == ["repair", "repair 2", "settle", "look"]
 
 
-@pytest.mark.parametrize(("purpose", "part"), [(Purpose.LOOK, 0.25), (Purpose.SETTLE, 0.5), (Purpose.REPAIR, 1.0)])
+@pytest.mark.parametrize(("purpose", "part"), [(Purpose.LOOK, 0.25), (Purpose.SETTLE, 0.5), (Purpose.REPAIR, 0.9)])
 def test_lower_purposes_leave_room(purpose: Purpose, part: float) -> None:
-    """Looks take a quarter of the share, settling a half; the rest of the minute is for repairs."""
+    """Looks take a quarter of the share, settling a half, repairs nine tenths; the rest is for the others."""
     asking = Asking(Budget(2000))
     for _ in range(int(1000 * part) // 25):
         asking.asked(25, purpose)
     assert asking.refused(25, purpose) == 55
-    for _ in range(int(1000 * (1 - part)) // 25):
-        asking.asked(25)
+    other = Purpose.LOOK if purpose is Purpose.REPAIR else Purpose.REPAIR
+    for _ in range(round(1000 * (1 - part)) // 25):
+        asking.asked(25, other)
 
 
 def test_nobody_waits_for_ever() -> None:

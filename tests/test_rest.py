@@ -378,7 +378,7 @@ def test_requests_wait_for_the_next_clock_minute() -> None:
     """
 
     async def story() -> None:
-        time, budget = FakeTime(MINUTE_START_S + 15), Budget(80, share=0.5)
+        time, budget = FakeTime(MINUTE_START_S + 15), Budget(100, share=0.5)
         async with (
             serve(OK) as server,
             rest(server.url, time, budget) as first,

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import pytest
 from conftest import PATIENCE_S
 
 from tickcollect.config import CollectEntry, Config
@@ -103,5 +104,20 @@ def test_a_changed_request_limit_is_told_and_kept() -> None:
             ("limits_changed", "binance", {"was": KNOWN_LIMIT, "now": 4800}),
             ("limits_changed", "binance", {"was": 4800, "now": 2400}),
         ]
+
+    asyncio.run(live())
+
+
+@pytest.mark.parametrize(("stated", "kept"), [(0, 6000), (-5, 6000), (10, 600), (10**18, 6000)])
+def test_a_request_limit_that_cannot_be_meant_is_told_once_and_bounded(stated: int, kept: int) -> None:
+    """Neither nothing at all nor more than this version knows is asked, whatever the list says, however often."""
+
+    async def live() -> None:
+        listing = Listing(limit=stated)
+        async with watched(listing) as venue:
+            await listing.until_asked_again()
+            await listing.until_asked_again()
+            assert venue.budget.limit == kept
+        assert listing.told == [("limit_doubted", "binance", {"stated": stated, "kept": kept})]
 
     asyncio.run(live())

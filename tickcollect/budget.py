@@ -15,8 +15,9 @@ on the integration of COIN-M and USD-M (2026-06-10):
    what is left, and beside others the end of the limit stays free.
 5. A request that is heavier than the share is let in alone, in a minute in which nothing else was asked.
 6. Repairs go first, then what settles the unknown, then looks; within a purpose, who came first. Looks take no more
-   than a quarter of a minute's share and settling no more than a half, so that a repair that comes later finds room;
-   who has waited for two minutes goes before all who came later.
+   than a quarter of a minute's share, settling no more than a half and repairs nine tenths: so a repair that comes
+   later finds room, and a long repair leaves some to who cannot wait. After two minutes a request goes before all who
+   came later.
 7. A minute that begins by our clock frees what the last one used, except after a step of the clock: then a minute must
    also have passed by the monotonic clock. In the first second after a minute that was well used nothing is sent, since
    the exchange's clock may be a little behind.
@@ -56,7 +57,7 @@ class Purpose(enum.IntEnum):
     """Looking after what may be wrong: silence, the list of symbols, the clock."""
 
 
-_PARTS = {Purpose.REPAIR: 1.0, Purpose.SETTLE: 0.5, Purpose.LOOK: 0.25}
+_PARTS = {Purpose.REPAIR: 0.9, Purpose.SETTLE: 0.5, Purpose.LOOK: 0.25}
 
 
 @dataclass(eq=False)

@@ -152,6 +152,10 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
         "WARNING",
         "{subject}: the exchange allows {now} request weight a minute now, before it was {was}",
     ),
+    "limit_doubted": (
+        "WARNING",
+        "{subject}: its list says {stated} request weight a minute, which can hardly be meant; {kept} is kept to",
+    ),
     "state_changed": ("WARNING", "{subject}: the exchange changed its state from {was} to {state}"),
     "uploaded": ("DEBUG", "{subject}: {file} is in {store} ({proof})"),
     "deleted": ("INFO", "{subject}: {file} was deleted here: {detail}"),

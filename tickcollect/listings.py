@@ -28,7 +28,7 @@ import msgspec
 from loguru import logger
 from msgspec.structs import replace
 
-from tickcollect.budget import Purpose
+from tickcollect.budget import Purpose, is_plausible_limit
 from tickcollect.exchanges.binance import ExchangeInfo, UnreadableAnswerError, exchange_info
 from tickcollect.files import private
 from tickcollect.refusals import LONGEST_BAN_S
@@ -181,16 +181,22 @@ class Listing:
 
     def _take(self, info: ExchangeInfo) -> None:
         """Tell what is new in a list, and keep it; one that lacks many of our symbols is doubted."""
-        market = self.venue.market
-        if self._limit != info.weight_per_minute:
-            self.tell("limits_changed", market.name, was=self._limit, now=info.weight_per_minute)
-        self._limit = info.weight_per_minute
-        self.venue.budget.learn(market.name, info.weight_per_minute)
+        self._take_limit(info.weight_per_minute)
         if self.info is not None:
             self._tell_changes(self.info.statuses, info.statuses)
         if not self.doubted:
             self.info = info
         self.news.set()
+
+    def _take_limit(self, stated: int) -> None:
+        """Tell of a request limit that is new, and let the budget have it; it keeps what can be meant."""
+        market, budget = self.venue.market, self.venue.budget
+        budget.learn(market.name, stated)
+        if stated != self._limit and is_plausible_limit(stated, market.weight_per_minute):
+            self.tell("limits_changed", market.name, was=self._limit, now=stated)
+        elif stated != self._limit:
+            self.tell("limit_doubted", market.name, stated=stated, kept=budget.limit)
+        self._limit = stated
 
     def _tell_changes(self, before: Mapping[str, str], now: Mapping[str, str]) -> None:
         feeds = self.venue.feeds

@@ -56,8 +56,7 @@ def venues(config: Config) -> list[Venue]:
     proxy = config.proxy.get_secret_value() if config.proxy else None
     for (exchange, ws_url, rest_url), entries in grouped.items():
         market = MARKETS[exchange]
-        pool = "spot" if exchange == "binance" else "futures"
-        budget = budgets.setdefault(pool, Budget(market.weight_per_minute, config.rest_share))
+        budget = budgets.setdefault(market.weight_pool, Budget(market.weight_per_minute, config.rest_share))
         try:
             rest = Rest(rest_url, budget=budget, proxy=proxy, user_agent=USER_AGENT)
         except ValueError as error:

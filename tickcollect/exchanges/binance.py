@@ -99,6 +99,8 @@ class Market:
     exchange_info_weight: int
     weight_per_minute: int
     """The IP's budget, until exchangeInfo has told today's."""
+    weight_pool: str
+    """What counts into one budget: USD-M and COIN-M do (notice of 2026-06-10)."""
     latest: Mapping[str, Source]
     """Where the newest rows of each stream are."""
     history: Mapping[str, Source]
@@ -122,6 +124,7 @@ MARKETS: dict[str, Market] = {
             status_field="status",
             exchange_info_weight=20,
             weight_per_minute=6000,
+            weight_pool="spot",
             latest={
                 "trade": Source("/trades", 25, 1000, _TRADE_NAMES),
                 "aggTrade": Source("/aggTrades", 4, 1000, {}),
@@ -144,6 +147,7 @@ MARKETS: dict[str, Market] = {
             status_field="status",
             exchange_info_weight=1,
             weight_per_minute=2400,
+            weight_pool="futures",
             latest=_FUTURES_LATEST,
             history={
                 "trade": Source("/historicalTrades", 200, 500, _TRADE_NAMES, "X-MBX-APIKEY", "one month"),
@@ -163,6 +167,7 @@ MARKETS: dict[str, Market] = {
             status_field="contractStatus",
             exchange_info_weight=1,
             weight_per_minute=2400,
+            weight_pool="futures",
             latest=_FUTURES_LATEST,
             history={
                 "trade": Source("/historicalTrades", 200, 500, _TRADE_NAMES, "X-MBX-APIKEY", "one month"),
