@@ -279,6 +279,14 @@ def test_a_machine_on_which_nothing_listens(api: BotApi) -> None:
     api.come_back()
 
 
+def test_a_server_whose_tls_fails_is_an_outage(api: BotApi) -> None:
+    """Whoever cannot prove to be Telegram gets nothing, and the channel goes on trying."""
+    error = refused(telegram(api, telegram_api_url=api.address.replace("http://", "https://")), notice())
+    assert (error.kind, error.unsure) == ("again", False)
+    assert TOKEN.partition(":")[2] not in error.detail
+    assert api.requests == []
+
+
 def test_wrong_tokens_as_the_bot_api_itself_refuses_them(api: BotApi) -> None:
     """A revoked token and one that is none are both final."""
     for wrong in (TOKEN[:-1] + "x", "abc"):

@@ -651,6 +651,16 @@ def test_absence_that_was_seen_once_leaves_the_gap_open() -> None:
     assert (closed.kind, closed.ended, closed.level) == ("gap", True, "info")
 
 
+def test_absence_of_what_is_no_gap_yet_is_no_message() -> None:
+    """While rows are awaited in place, nothing is open that could stay open for ever in what people are told."""
+    night = Night()
+    night.note("absence_seen", BTC, first_id=4, last_id=6, count=3)
+    night.passes(4000)
+    night.note("stopped", "tickcollect", rows=1, gaps=0, missing=0, filled=0)
+    night.ends()
+    assert [notice.title for notice in night.notices()] == ["tick1: stopped after 1 row"]
+
+
 def test_what_is_open_again_is_told_with_its_reason() -> None:
     """IDs that were called absent and are contradicted are a gap again."""
     night = Night()
@@ -680,7 +690,6 @@ FETCHING = [
     ("disk", "disk_trouble", {"detail": "The disk is full."}),
     ("gap", "gap", {"first_id": 1, "last_id": 5, "count": 5}),
     ("start", "not_stopped", {"detail": "it left no row"}),
-    ("late", "late_rows", {"first_id": 1, "last_id": 5, "count": 5}),
 ]
 
 

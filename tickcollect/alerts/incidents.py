@@ -383,6 +383,8 @@ class Incidents:
 
     def _hole_opened(self, topic: _Topic, news: _News, hole: tuple[int, int]) -> None:
         known = [account for account in topic.accounts(news.subject) if account.knows(*hole)]
+        if not known and news.event == "absence_seen":
+            return  # rows may still come by themselves; a gap is on record when it is declared
         if not known:
             self._today(news.now_ns).gaps += 1
             account = self._new_hole(topic, news, hole)
@@ -711,7 +713,7 @@ class Incidents:
             lines.append(f"Not known whether further rows are missing: {counted(unknown, 'feed')}.")
         if (standing or missing_ids or unknown) and self._fetches:
             lines.append("The next start fetches what can still be had.")
-        title = f"{self.name}: {line_of('stopped after {rows} rows', '', stopped.facts)}"
+        title = f"{self.name}: stopped after {counted(_whole(stopped.facts, 'rows') or 0, 'row')}"
         title += f", {counted(missing_ids, 'row')} missing" if missing_ids else ""
         title += f", {counted(unknown, 'feed')} unknown" if unknown else ""
         level: Level = "warning" if standing or missing_ids or unknown else "info"
