@@ -26,6 +26,7 @@ LAYOUT: dict[str, set[str]] = {
     "exchanges": {"events"},
     # the files of a feed
     "salvage": {"events"},
+    "damage": {"files", "journal", "recovery", "salvage", "sealed"},
     "feed_record": {"events", "files"},
     "sealed": {"events", "files", "salvage"},
     "recovery": {"feed_record", "files", "salvage"},
@@ -61,9 +62,10 @@ LAYOUT: dict[str, set[str]] = {
         "alerts", "budget", "config", "events", "exchanges", "feed", "files", "rest", "status", "store", "venues",
     },
     "collector": {
-        "", "alerts", "backfill", "backlog", "budget", "config", "coverage", "events", "exchanges", "feed", "files",
-        "gaps", "happenings", "journal", "listings", "measured", "metrics", "neighbours", "newest", "recovery",
-        "repair", "rest", "salvage", "segments", "starting", "status", "systemd", "venues", "watch", "writer",
+        "", "alerts", "backfill", "backlog", "budget", "config", "coverage", "damage", "events", "exchanges", "feed",
+        "files", "gaps", "happenings", "journal", "listings", "measured", "metrics", "neighbours", "newest",
+        "recovery", "repair", "rest", "salvage", "segments", "starting", "status", "systemd", "venues", "watch",
+        "writer",
     },
     # what a person starts
     "cli": {

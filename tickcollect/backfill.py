@@ -413,6 +413,8 @@ def accounts(entries: Iterable[Entry]) -> dict[str, Account]:
         if not isinstance(name, str) or not isinstance(first, int) or not isinstance(last, int):
             continue
         account = found.setdefault(name, Account())
+        if entry.event == "damaged" and entry.facts.get("store"):
+            continue  # a store holds what was sealed
         if entry.event == "numbering_restarted":
             found[name] = Account(renumbered=True)
         elif entry.event == "absence_confirmed":

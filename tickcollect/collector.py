@@ -43,6 +43,8 @@ from tickcollect.backfill import Account, Backfill, accounts, closed_by, still_o
 from tickcollect.backlog import destination, upload_status
 from tickcollect.config import Config, check_data_dir
 from tickcollect.coverage import Coverage
+from tickcollect.damage import KINDS as DAMAGE_KINDS
+from tickcollect.damage import Damaged, Damages, OnRecord, sealed_files
 from tickcollect.events import MS_PER_DAY, FuturesTrade, MessageType, RowCheck, time_ms, with_fields
 from tickcollect.exchanges.binance import (
     Decoder,
@@ -254,9 +256,10 @@ class Collector:
         opened: dict[Waiting, Feed] = {}
         failed: dict[Waiting, Exception] = {}
         try:
+            damages = await self._opening(self._look_for_damage, listing, feeds)
             for one in feeds:
                 try:
-                    opened[one] = await self._opening(self._open_feed, listing, one.stream, one.symbol)
+                    opened[one] = await self._opening(self._open_feed, listing, one.stream, one.symbol, damages)
                 except NOT_OPENED as error:
                     failed[one] = error
             await self._opening(self._take_up_gaps, list(opened.values()))
@@ -424,7 +427,7 @@ class Collector:
         self.routes[state] = routes
         return state
 
-    def _open_feed(self, listing: Listing, stream: str, symbol: str) -> Feed:
+    def _open_feed(self, listing: Listing, stream: str, symbol: str, damages: Damages) -> Feed:
         config, venue = self.config, listing.venue
         path = FeedPath(venue.market.name, stream, symbol)
         kind = venue.market.message_types[stream]
@@ -441,7 +444,9 @@ class Collector:
         )
         self._locks[feed] = held
         try:
+            damaged = damages.move_away(path, _numbering(kind))
             self._recover(feed)
+            self._tell_damaged(feed, damaged)
         except BaseException:
             self._let_go(feed)
             raise
@@ -455,6 +460,33 @@ class Collector:
             api_key=config.binance_api_key.get_secret_value(),
         )
         return feed
+
+    def _look_for_damage(self, listing: Listing, feeds: Sequence[Waiting]) -> Damages:
+        """Read what the journal says of the sealed files that are here."""
+        root = self.config.data_dir
+        here = sealed_files(root, [FeedPath(listing.venue.market.name, one.stream, one.symbol) for one in feeds])
+        on_record = OnRecord(here)
+        with contextlib.suppress(JournalError):  # which is told when gaps are taken up
+            on_record.take(journal_entries(root / "journal.jsonl", DAMAGE_KINDS) if here else ())
+        return Damages(root, on_record)
+
+    def _tell_damaged(self, feed: Feed, damaged: Iterable[Damaged]) -> None:
+        """Tell which files were moved away; their IDs are missing, unless a store holds them."""
+        for one in damaged:
+            first, last = one.name.first_id, one.name.last_id or one.name.first_id
+            file, kept = (str(path.relative_to(self.config.data_dir)) for path in (one.path, one.kept))
+            detail = f"{one.detail}. It is now {kept}."
+            if not feed.segments.is_current(one.name):
+                detail = f"{file}: {detail} Its numbering has ended since; nobody can give its rows again."
+                self.tell("recovered", feed.name, detail=detail)
+                continue
+            facts = {"store": one.store} if one.store else {}
+            if not one.store:
+                feed.open.add(first, last)
+            count = last - first + 1
+            self.tell(
+                "damaged", feed.name, file=file, first_id=first, last_id=last, count=count, detail=detail, **facts
+            )
 
     def _let_go(self, feed: Feed) -> None:
         """Give back what a feed holds of the disk."""
@@ -489,7 +521,7 @@ class Collector:
             rotate_size=self.config.rotate_size,
             pool=self._pool,
             compression=Compression(self.config.compression),
-            numbering=Numbering.RISING if issubclass(kind, FuturesTrade) else Numbering.BY_ONE,
+            numbering=_numbering(kind),
             extra_columns=self.config.extra_columns,
         )
 
@@ -499,8 +531,7 @@ class Collector:
 
     def _recover(self, feed: Feed) -> None:
         recovered = feed.segments.recover(this_boot())
-        unsealed = (*recovered.finished, *([recovered.open] if recovered.open else []))
-        self._unsealed[feed] = [(segment.first_id, segment.last_id) for segment in unsealed]
+        self._unsealed[feed] = list(recovered.current)
         for line in recovered.lines:
             self.tell("recovered", feed.name, detail=line)
         for path in recovered.foreign:
@@ -1061,6 +1092,10 @@ def _ended_without_a_word(journal: Path) -> bool:
         if last:
             break
     return last == "started"
+
+
+def _numbering(kind: MessageType) -> Numbering:
+    return Numbering.RISING if issubclass(kind, FuturesTrade) else Numbering.BY_ONE
 
 
 def _lower_priority() -> None:

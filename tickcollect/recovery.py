@@ -66,6 +66,8 @@ class Recovered:
     rows: int
     quarantined_bytes: int
     record: Record
+    current: tuple[tuple[int, int], ...] = ()
+    """First and last ID of the segments in CSV files that are of the present numbering."""
 
     @property
     def restart(self) -> Restart | None:
@@ -138,6 +140,7 @@ class Recovery:
             rows=sum(segment.rows for segment in self._segments),
             quarantined_bytes=self._quarantined_bytes,
             record=self._record,
+            current=tuple((segment.first_id, segment.last_id) for segment in self._current_segments()),
         )
 
     # The record
@@ -201,11 +204,7 @@ class Recovery:
         """Return the highest ID of the present numbering, and its file (rule 6)."""
         current = {name: path for name, path in self._files.items() if self._is_current(path, name)}
         files = [(name.last_id, path) for name, path in current.items() if name.last_id is not None]
-        files += [
-            (segment.last_id, segment.path)
-            for segment in self._segments
-            if self._numbering_of[segment.path] == len(self._record.restarts)
-        ]
+        files += [(segment.last_id, segment.path) for segment in self._current_segments()]
         last_id, newest = max(files, default=(None, None))
         # A name tells that its first row existed even if nothing of the file is left: what is missing begins there.
         begun = [name.first_id for name in current if name.open]
@@ -213,6 +212,10 @@ class Recovery:
         if begun and (last_id is None or last_id < max(begun) - 1):
             return max(begun) - 1, None
         return last_id, newest
+
+    def _current_segments(self) -> list[Segment]:
+        current = len(self._record.restarts)
+        return [segment for segment in self._segments if self._numbering_of[segment.path] == current]
 
     def _newest_time(self, newest: Path | None) -> int | None:
         if newest is not None:
