@@ -15,8 +15,8 @@ Rules:
 4. What it has beyond our newest row is fetched. Rows prove it, not a number: until they are here the feed stays
    unknown, and only what was named twice counts as missing. A number below our newest row, or absurdly far above,
    proves nothing.
-5. At an orderly stop every feed is asked about of which the newest moment is not covered by a row or a sign of life.
-   What cannot be found out within the time given stays unknown, and is on record as that.
+5. At an orderly stop every feed is asked about, first those of which the newest moment is not covered by a row and a
+   sign of life. Of these, what cannot be found out within the time given stays unknown, and is on record as that.
 """
 
 import asyncio
@@ -65,6 +65,7 @@ BEHIND = "the exchange has newer rows, which are being fetched"
 NOT_FETCHED = "the exchange has newer rows"
 STALE = "the exchange names an older row than ours as its newest"
 ABSURD = "the exchange names an ID as its newest that cannot be"
+ROWLESS = "no row has come yet"
 UNSURE = "it was not confirmed in time"
 
 
@@ -165,7 +166,7 @@ class Coverage:
     def note_issued(self, feed: Feed, id_: int) -> None:
         """Take note that the exchange has named a row above our newest although its stream is silent."""
         doubt = self._doubts.setdefault(feed, _Doubt(self.now_s()))
-        self._judge(feed, doubt, id_)
+        self._judge(feed, doubt, id_, feed.newest_public_id)
 
     def note_unused(self, since_ns: Mapping[Feed, int], reason: str) -> None:
         """Take note that rows which had come could not be used at the end of collecting, and of the time before."""
@@ -300,7 +301,7 @@ class Coverage:
                 self._asking[newest] = asyncio.create_task(self._ask_about(newest, urgent or feeds, manner))
 
     async def _ask_about(self, newest: Newest, feeds: Sequence[Feed], manner: Manner) -> None:
-        asked = {feed: self._doubts[feed] for feed in feeds}
+        asked = {feed: (self._doubts[feed], feed.newest_public_id) for feed in feeds}
         await newest.ask(feeds, manner, partial(self._note_answer, asked))
 
     def _ask_no_more(self) -> None:
@@ -311,10 +312,10 @@ class Coverage:
     def _newest(self, feed: Feed) -> Newest:
         return self.newest_of(self.links[self._links_of[feed][0]])
 
-    def _note_answer(self, asked: Mapping[Feed, _Doubt], feed: Feed, answer: Answer) -> None:
+    def _note_answer(self, asked: Mapping[Feed, tuple[_Doubt, int | None]], feed: Feed, answer: Answer) -> None:
         """Judge an answer (rule 4), unless a connection has ended since the question: then it is of before."""
-        doubt = self._doubts.get(feed)
-        if doubt is None or doubt is not asked[feed]:
+        doubt, (doubted, public_id) = self._doubts.get(feed), asked[feed]
+        if doubt is None or doubt is not doubted:
             return
         doubt.ask_at_s = self.now_s() + doubt.pause_s
         doubt.pause_s = min(doubt.pause_s * 2, LONGEST_PROVED_PAUSE_S if doubt.proved_ns else LONGEST_PAUSE_S)
@@ -322,10 +323,14 @@ class Coverage:
             case NotNamed(reason) if self._carried_since(feed) < math.inf or not feed.unknown_reason:
                 self._explain(feed, doubt, f"the exchange cannot be asked: {reason}")
             case Named(id_):
-                self._judge(feed, doubt, id_)
+                self._judge(feed, doubt, id_, public_id)
 
-    def _judge(self, feed: Feed, doubt: _Doubt, id_: int | None) -> None:
-        newest, public = feed.newest_id, feed.newest_public_id
+    def _judge(self, feed: Feed, doubt: _Doubt, id_: int | None, public: int | None) -> None:
+        """Judge what the exchange names; `public` is the newest row of ours that it could know when it was asked."""
+        newest = feed.newest_id
+        if newest is None and self._is_ending and feed not in self._baselines:
+            self._explain(feed, doubt, ROWLESS)
+            return
         if newest is None or public is None:
             newest = public = self._baselines.setdefault(feed, -1 if id_ is None else id_)
         id_ = -1 if id_ is None else id_
@@ -358,16 +363,21 @@ class Coverage:
         self.look()
         self._is_ending = True
         self._ask_no_more()
-        since_ns = {feed: self._last_sign_ns(feed) for feed in self._links_of if not self._is_sure(feed)}
+        since_ns = {feed: self._last_sign_ns(feed) for feed in self._links_of}
+        sure = {feed for feed in since_ns if self._is_sure(feed)}
         for feed in since_ns:
             doubt = self._doubts.setdefault(feed, _Doubt(self.now_s()))
             doubt.proved_ns, doubt.reason = 0, feed.unknown_reason or UNSURE
         try:
             async with asyncio.timeout(within_s):
-                await self._settle(since_ns)
+                await self._settle(sorted(since_ns, key=lambda feed: (feed in sure, feed.unknown_since_ns is None)))
         except TimeoutError:
             pass  # what is not settled stays unknown
-        self._give_up(since_ns)
+        self._give_up({feed: at_ns for feed, at_ns in since_ns.items() if feed not in sure or self._is_behind(feed)})
+
+    def _is_behind(self, feed: Feed) -> bool:
+        doubt = self._doubts.get(feed)
+        return doubt is not None and doubt.named_id is not None
 
     async def _settle(self, feeds: Iterable[Feed]) -> None:
         """Ask about feeds, and wait until what the exchange has beyond our rows was fetched."""
@@ -389,7 +399,7 @@ class Coverage:
         by_reason: defaultdict[str, dict[Feed, int]] = defaultdict(dict)
         for feed, at_ns in since_ns.items():
             doubt = self._doubts.get(feed)
-            if doubt is not None and not doubt.proved_ns and feed.last_seen_s <= doubt.begun_s:
+            if doubt is not None and not doubt.proved_ns and (doubt.named_id or feed.last_seen_s <= doubt.begun_s):
                 by_reason[doubt.reason][feed] = at_ns
                 self._explain(feed, doubt, doubt.reason)
         for reason, some in by_reason.items():

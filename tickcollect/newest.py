@@ -3,7 +3,8 @@
 Rules:
 
 1. Where one call names the newest trade of many symbols (`Tickers`), it is asked first, and believed only where it
-   names our own newest row. Whatever else it says, or leaves out, is asked again feed by feed.
+   names a row that we have and that was our newest when we asked, or came since. Whatever else it says, or leaves out,
+   is asked again feed by feed.
 2. A single feed is asked for its newest row, not for a number: the answer has to be rows of the right form.
 3. Nothing waits for long: each request has a time for its admission and one for its answer. A failure that concerns
    the address (a ban, no network, no room in the budget) is the answer for all feeds that were not asked yet.
@@ -108,14 +109,16 @@ class Newest:
         places = asyncio.Semaphore(AT_ONCE)
 
         async def ask_some(some: Sequence[str]) -> list[Feed]:
+            asked = {feed: _newest_trade(feed) for symbol in some for feed in by_symbol[symbol]}
             async with places:
                 newest = await self._statistics(some, manner)
             left = []
-            for feed in (feed for symbol in some for feed in by_symbol[symbol]):
-                if feed.path.symbol in newest and newest[feed.path.symbol] == _newest_trade(feed):
-                    note(feed, Named(feed.newest_id))
-                else:
+            for feed, before in asked.items():
+                id_ = _confirmed(feed, before, newest.get(feed.path.symbol))
+                if id_ is None:
                     left.append(feed)
+                else:
+                    note(feed, Named(id_))
             return left
 
         found = await asyncio.gather(*(ask_some(symbols[at : at + size]) for at in range(0, len(symbols), size)))
@@ -166,6 +169,16 @@ class Newest:
             purpose=manner.purpose,
             admitted_within_s=manner.admitted_within_s,
         )
+
+
+def _confirmed(feed: Feed, before: int | None, trade_id: int | None) -> int | None:
+    """Return our row that the statistics name (rule 1), `before` being our newest trade when they were asked for."""
+    now = _newest_trade(feed)
+    if before is None or now is None or trade_id is None or not before <= trade_id <= now:
+        return None
+    if feed.path.stream == "trade":
+        return trade_id
+    return feed.newest_id if trade_id == now else None
 
 
 def _newest_trade(feed: Feed) -> int | None:
