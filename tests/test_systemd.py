@@ -286,7 +286,8 @@ def test_the_collector_tells_systemd_how_it_goes(listener: Listener, programs: P
 
 # --- The units -----------------------------------------------------------------------------------------------------
 
-UNITS = ("tickcollect.service", "tickcollect-upload.service", "tickcollect-upload.timer")
+SERVICES = ("tickcollect.service", "tickcollect-upload.service", "tickcollect-report.service")
+UNITS = (*SERVICES, "tickcollect-upload.timer")
 WORST_EXPOSURE = 20
 """In tenths; systemd calls what is below this 'OK'."""
 
@@ -322,7 +323,7 @@ def test_systemd_finds_no_fault_in_the_units(units: list[Path]) -> None:
 
 
 @analyzed
-@pytest.mark.parametrize("name", [name for name in UNITS if name.endswith(".service")])
+@pytest.mark.parametrize("name", SERVICES)
 def test_services_are_shut_in(name: str, units: list[Path]) -> None:
     """What a broken service could reach is little enough for systemd to call it OK."""
     found = analyze(
@@ -355,10 +356,19 @@ def test_units_know_the_exit_codes() -> None:
     assert settings("tickcollect-upload.service", "SuccessExitStatus") == [str(cli.EXIT_IN_USE)]
 
 
+def test_the_report_follows_the_upload_however_it_ended() -> None:
+    """It has a service of its own, because only what ExecStart= runs can read its credentials."""
+    for key in ("OnSuccess", "OnFailure"):
+        assert settings("tickcollect-upload.service", key) == ["tickcollect-report.service"]
+    for name in SERVICES:
+        assert len(settings(name, "ExecStart")) == 1
+        assert not settings(name, "ExecStop(?:Post)?")
+
+
 def test_units_hold_no_secret_and_show_none() -> None:
     """Secrets come from a file of root's, as a credential; no variable and no command line carries one."""
     for name in UNITS:
         assert not settings(name, "Environment")
-    for name in ("tickcollect.service", "tickcollect-upload.service"):
+    for name in SERVICES:
         assert settings(name, "LoadCredential") == ["config.json:/etc/tickcollect/config.json"]
         assert settings(name, "LimitCORE") == ["0"]
