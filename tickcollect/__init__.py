@@ -25,6 +25,7 @@ The data's path, and where to read on:
     happenings  what happened, told and kept;   journal  its record;   status  what is going on, for people and monitors
     alerts/     from happenings to messages, once, to each channel;   metrics  for Prometheus;   systemd  signs of life
     store       where files are delivered, and how arrival is proved;   upload  one night's run;   backlog  what waits
+    sealed      is a sealed file what was sealed;   deliveries  what the journal says of files and stores
     report/     is a day's data whole;   chart  its picture;   check/  everything tried once, before a month alone
     config      file, environment and command line to one object
     cli, demo   the commands;   terminal  what they are seen in
