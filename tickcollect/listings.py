@@ -32,7 +32,7 @@ from tickcollect.budget import Purpose, is_plausible_limit
 from tickcollect.exchanges.binance import ExchangeInfo, UnreadableAnswerError, exchange_info
 from tickcollect.files import private
 from tickcollect.refusals import LONGEST_BAN_S
-from tickcollect.rest import BadRequestError, BlockedError, RestError
+from tickcollect.rest import BadRequestError, BlockedError, NotAdmittedError, RestError
 from tickcollect.venues import Venue
 
 FIRST_PAUSE_S = 2.0
@@ -151,22 +151,29 @@ class Listing:
         """Ask with backoff; each failure is told, and the success after failures, as of a connection."""
         name = self.venue.market.name
         told = partial(self.tell, link="list of symbols", url=self.venue.rest.base_url, streams=len(self.venue.feeds))
-        pause_s = FIRST_PAUSE_S
+        pause_s, is_told = FIRST_PAUSE_S, False
         while self.info is None:
             try:
                 self._take(await self._ask(Purpose.REPAIR))
+            except NotAdmittedError as error:  # nothing was asked: a ban that is told of already, or a used-up minute
+                await self._wait(error.retry_after_s or pause_s)
             except (RestError, UnreadableAnswerError) as error:
                 self.refused = str(error) if isinstance(error, BlockedError | BadRequestError) else ""
                 least_s = REFUSED_PAUSE_S if self.refused else 0.0
                 wait_s = min(max(pause_s, least_s, getattr(error, "retry_after_s", None) or 0.0), LONGEST_BAN_S)
                 told("cannot_connect", name, reason=str(error).rstrip("."), remedy="", retry_in_s=round(wait_s))
-                self.failed = True
-                self.news.set()
-                await asyncio.sleep(wait_s)
+                is_told = True
+                await self._wait(wait_s)
                 pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-        if self.failed:
+        if is_told:
             told("connected", name)
         self.failed, self.refused = False, ""
+
+    async def _wait(self, seconds: float) -> None:
+        """Wait before the next question; what was kept counts meanwhile."""
+        self.failed = True
+        self.news.set()
+        await asyncio.sleep(seconds)
 
     async def _ask(self, purpose: Purpose) -> ExchangeInfo:
         market = self.venue.market

@@ -189,9 +189,6 @@ class Starting:
             self.started(self.begun)
 
     def _note_begun(self, listing: Listing, begun: Sequence[Waiting]) -> None:
-        self.news = asyncio.Event()
-        """Set whenever a listing has changed."""
-        self.listings = [Listing(venue, self.tell, self.news) for venue in self.venues]
         self.waiting = [feed for feed in self.waiting if feed not in begun]
         for feed in begun:
             if feed.told:

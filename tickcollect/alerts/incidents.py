@@ -810,8 +810,11 @@ def _is_odd(event: str) -> bool:
 
 
 def _key(news: _News) -> str:
-    """Return what tells one standing trouble from the others of its sort: whose it is, and which connection."""
-    link = _fact(news.facts, "link")
+    """Return what tells one standing trouble from the others of its sort: whose it is, and which connection.
+
+    Of "2 of 3" only the place counts: feeds that begin later add connections.
+    """
+    link = _fact(news.facts, "link").partition(" of ")[0]
     return f"{news.subject} {link}" if link else news.subject
 
 
