@@ -466,7 +466,90 @@ def test_a_file_in_the_way_is_not_touched(feed: Segments) -> None:
     assert stranger.read_text() == "mine"
 
 
+@pytest.mark.parametrize("meddle", [_truncate, _extend])
+def test_what_is_found_in_place_of_a_file_goes_to_quarantine(feed: Segments, tmp_path: Path, meddle: Meddle) -> None:
+    """A changed file is kept, whole, and its name is free for the rows that are had again."""
+    add(feed, [100, 101])
+    assert feed.open_segment is not None
+    path = feed.open_segment.path
+    meddle(feed, path)
+    changed = path.read_bytes()
+    with pytest.raises(FileLostError):
+        add(feed, [102])
+    (kept,) = (tmp_path / "quarantine").rglob("*.csv*")
+    assert kept.read_bytes() == changed
+    add(feed, [100, 101])
+    assert path.read_bytes() == rows([100, 101])
+
+
+def test_a_tail_that_could_not_be_cut_is_never_appended_to(
+    feed: Segments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a failed append can neither be finished nor cut away, the rows go to another file, and each is kept once."""
+    add(feed, [100, 101])
+    write = os.write
+
+    def write_half(descriptor: int, data: memoryview) -> int:
+        if len(data) <= ROW // 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data[: len(data) - ROW // 2])
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", write_half)
+        patch.setattr(os, "ftruncate", refuse)
+        with pytest.raises(DiskFullError):
+            add(feed, [102, 103])
+    (ended,) = add(feed, [102, 103])
+    assert (ended.last_id, ended.size) == (101, 2 * ROW)
+    assert feed.open_segment is not None
+    assert feed.open_segment.path.read_bytes() == rows([102, 103])
+    feed.seal(ended)
+    assert content(feed) == rows([100, 101, 102, 103])
+
+
 # Descriptors
+
+
+def test_the_descriptor_not_used_for_longest_is_given_up(tmp_path: Path) -> None:
+    """A busy file keeps its descriptor, however early it was opened."""
+    pool = OpenFiles(2)
+    busy, idle, other = (tmp_path / name for name in ("busy", "idle", "other"))
+    kept = pool.descriptor(busy, os.O_CREAT)
+    pool.descriptor(idle, os.O_CREAT)
+    assert pool.descriptor(busy) == kept
+    pool.descriptor(other, os.O_CREAT)
+    held = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert busy in held
+    assert idle not in held
+    for path in (busy, other):
+        pool.close(path)
+
+
+def test_where_descriptors_run_out_those_of_other_files_are_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that somebody else has used up costs descriptors held here, not rows."""
+    pool = OpenFiles(100)
+    paths = [tmp_path / str(number) for number in range(10)]
+    for path in paths:
+        pool.descriptor(path, os.O_CREAT)
+    refused, real = iter(range(2)), os.open
+
+    def refuse_twice(path: Path, flags: int, mode: int) -> int:
+        if next(refused, None) is not None:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return real(path, flags, mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse_twice)
+        paths.append(tmp_path / "one more")
+        pool.descriptor(paths[-1], os.O_CREAT)
+    assert len(pool) == 9
+    for path in paths:
+        pool.close(path)
 
 
 def open_descriptors() -> int:
@@ -522,6 +605,74 @@ def test_too_many_open_files_are_an_error_with_a_remedy(feed: Segments) -> None:
 
 
 # Sync
+
+
+class Calls:
+    """What the system is asked to do to files, in order: `fsync NAME`, `rename NAME`, `unlink NAME`."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.made: list[str] = []
+        for call in ("fsync", "fdatasync", "rename", "unlink"):
+            patch.setattr(os, call, self._noting(call, getattr(os, call)))
+
+    def _noting(self, call: str, real: Callable[..., None]) -> Callable[..., None]:
+        def noting(what: int | Path, *more: object, **options: object) -> None:
+            path = Path(f"/proc/self/fd/{what}").readlink() if isinstance(what, int) else Path(what)
+            self.made.append(f"{call} {path.name}")
+            real(what, *more, **options)
+
+        return noting
+
+
+def test_a_new_file_is_entered_in_its_directory_for_good(feed: Segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first sync of a file makes its name safe too, because a file without a name is lost with the power."""
+    add(feed, [100])
+    with monkeypatch.context() as patch:
+        calls = Calls(patch)
+        feed.sync()
+        add(feed, [101])
+        feed.sync()
+    name = FEED.open_name(DAY, 100)
+    assert calls.made == [f"fdatasync {name}", "fsync BTCUSDT", f"fdatasync {name}"]
+
+
+def test_a_csv_goes_only_when_its_packed_copy_is_safe(feed: Segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sealing: the rows are safe, the packed bytes are safe, they have their name, the name is safe; then it goes."""
+    add(feed, [100])
+    (ended,) = feed.end()
+    with monkeypatch.context() as patch:
+        calls = Calls(patch)
+        feed.seal(ended)
+    csv, packed = FEED.open_name(DAY, 100), FEED.sealed_name(DAY, 100, 100, Compression.ZIP)
+    assert calls.made == [
+        f"fdatasync {csv}",
+        "fsync BTCUSDT",
+        f"fsync {packed}.unconfirmed",
+        f"rename {packed}.unconfirmed",
+        "fsync BTCUSDT",
+        f"unlink {csv}",
+    ]
+
+
+def test_a_refused_close_is_a_failed_sync(feed: Segments, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network file system that tells lost writes when a file is closed is believed: the rows are had again."""
+    add(feed, [100])
+    feed.sync()
+    add(feed, [101])
+    close = os.close
+
+    def refuse(descriptor: int) -> None:
+        close(descriptor)
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", refuse)
+        (ended,) = feed.end()
+    with pytest.raises(SyncFailedError) as caught:
+        feed.seal(ended)
+    assert (caught.value.first_id, caught.value.last_id) == (101, 101)
+    assert caught.value.remaining is not None
+    assert caught.value.remaining.last_id == 100
 
 
 def test_sync_names_the_last_safe_row(feed: Segments) -> None:
