@@ -312,31 +312,25 @@ def test_an_answer_and_a_leaving_wake_the_next_in_line() -> None:
 # --- Bans ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_ban_wakes_all_and_its_end_can_be_kept() -> None:
-    """Its end is readable as a time of day, and a budget of the next start can be closed until then."""
+def test_a_ban_wakes_all() -> None:
+    """Whoever waits learns of it at once, and for how long it is."""
     asking, woken = Asking(Budget(800)), []
     ticket = asking.join(1, Purpose.LOOK, lambda: woken.append("look"))
-    assert asking.budget.closed_until(asking.now_s, asking.monotonic_s) is None
     asking.budget.close(500, asking.monotonic_s)
     assert woken == ["look"]
     assert asking.reserve(ticket) == 500
-    until_s = asking.budget.closed_until(asking.now_s, asking.monotonic_s)
-    assert until_s == asking.now_s + 500
-    again = Budget(800)
-    again.close_until(until_s, asking.now_s + 200, 7.0)
-    assert again.closed_for_s(7.0) == 300
-    again.close_until(asking.now_s, asking.now_s + 200, 7.0)
-    assert again.closed_for_s(307.0) == 0
+    asking.now_s += 200
+    assert asking.budget.closed_for_s(asking.monotonic_s) == 300
+    asking.now_s += 300
+    assert asking.budget.closed_for_s(asking.monotonic_s) == 0
+    assert asking.reserve(ticket) == 0
 
 
 @pytest.mark.parametrize("seconds", [4 * DAY_S, 1e12, math.inf])
 def test_no_ban_is_longer_than_three_days(seconds: float) -> None:
-    """The exchange's longest ban (rest-api.md, "IP Limits") bounds whatever was told or kept on disk."""
+    """The exchange's longest ban (rest-api.md, "IP Limits") bounds whatever was told."""
     budget = Budget(800)
     budget.close(seconds, 0)
-    assert budget.closed_for_s(0) == 3 * DAY_S
-    budget = Budget(800)
-    budget.close_until(seconds, 0, 0)
     assert budget.closed_for_s(0) == 3 * DAY_S
 
 

@@ -220,19 +220,9 @@ class Budget:
         for ticket in [*self._line]:
             ticket.wake()
 
-    def close_until(self, until_s: float, wall_s: float, monotonic_s: float) -> None:
-        """Let nothing pass until a wall-clock time in Unix seconds, as an earlier run was told; three days at most."""
-        if until_s > wall_s:
-            self.close(until_s - wall_s, monotonic_s)
-
     def closed_for_s(self, monotonic_s: float) -> float:
         """Return how long a ban goes on, 0.0 where there is none."""
         return max(0.0, self._closed_until_s - monotonic_s)
-
-    def closed_until(self, wall_s: float, monotonic_s: float) -> float | None:
-        """Return the wall-clock time in Unix seconds at which a ban ends; None where there is none."""
-        seconds = self.closed_for_s(monotonic_s)
-        return wall_s + seconds if seconds else None
 
     def _begin_minute(self, wall_s: float, monotonic_s: float) -> None:
         """Free what the last minute used, if a new one has begun (rule 7)."""
