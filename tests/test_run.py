@@ -228,7 +228,7 @@ def test_a_refused_connection_is_told_and_tried_again(programs: Programs, tmp_pa
         assert run.stop().code == 0
     refused = journal(tmp_path / "data", "cannot_connect")
     assert len(refused) == 2
-    assert "HTTP 502: its server has trouble" in refused[0]["reason"]
+    assert "HTTP 502: the exchange has trouble of its own" in refused[0]["reason"]
 
 
 def test_a_lost_connection_is_made_again(live: Exchange, programs: Programs, tmp_path: Path) -> None:
