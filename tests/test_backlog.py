@@ -123,8 +123,9 @@ def test_runs_are_found_by_the_configuration(tmp_path: Path, keys: dict[str, str
     """What the configuration says of the store finds the runs that the store itself has given its name."""
     keys = {"S3_REGION": "eu-central-1", "AWS_ACCESS_KEY": "a", "AWS_SECRET_KEY": "b", **keys}
     config = load(None, {}, keys)
-    to = destination(config.upload_to, config.s3_bucket, config.s3_bucket_path)
-    assert to == expected
+    assert destination(config.upload_to, config.s3_bucket, config.s3_bucket_path) == expected
+    to = destination(config.upload_to, config.s3_bucket, config.s3_bucket_path, config.s3_endpoint_url)
+    assert to == expected + host
     store = open_store(config)
     assert store.name == expected + host
     write_run(tmp_path, replace(RUN, store=store.name))
@@ -133,6 +134,15 @@ def test_runs_are_found_by_the_configuration(tmp_path: Path, keys: dict[str, str
     store.close()
     assert found is not None
     assert found.store == store.name
+
+
+def test_run_to_another_host_is_none_to_this_one(tmp_path: Path) -> None:
+    """A bucket of the same name at another address is another store; without an address any host may be meant."""
+    write_run(tmp_path, replace(RUN, store=f"{STORE} at minio.example:9000"))
+    assert read_run(tmp_path, destination("", "ticks", "all", "https://minio.example:9000")) is not None
+    assert read_run(tmp_path, destination("", "ticks", "all", "https://other.example")) is None
+    assert read_run(tmp_path, destination("", "ticks", "all")) is not None
+    assert destination("", "ticks", "all", "https://s3.eu-central-1.amazonaws.com") == STORE
 
 
 def test_no_destination() -> None:

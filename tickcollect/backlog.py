@@ -16,12 +16,13 @@ Synchronous: for a thread, or for a command.
 """
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from msgspec.structs import replace
@@ -99,15 +100,26 @@ def write_run(data_dir: Path, run: UploadRun) -> None:
         ) from error
 
 
-def destination(upload_to: str, bucket: str, folder: str) -> str:
+def destination(upload_to: str, bucket: str, folder: str, endpoint: str | None = None) -> str:
     """Return what the configuration says of where to upload, as a store's name begins; empty where it says nothing.
 
-    The arguments are the keys UPLOAD_TO, S3_BUCKET and S3_BUCKET_PATH. A store that is not Amazon's goes on with its
-    host (`s3://ticks/all at minio.example`), which only its client knows for certain.
+    The arguments are the keys UPLOAD_TO, S3_BUCKET, S3_BUCKET_PATH and S3_ENDPOINT_URL. A store that is not Amazon's
+    goes on with its host (`s3://ticks/all at minio.example`); where no endpoint is configured (a profile may name one),
+    only its client knows it.
     """
     if upload_to:
         return f"file://{Path(unquote(upload_to.removeprefix('file://')))}"
-    return f"s3://{'/'.join(filter(None, (bucket, *folder.split('/'))))}" if bucket else ""
+    name = f"s3://{'/'.join(filter(None, (bucket, *folder.split('/'))))}" if bucket else ""
+    return name + at_host(endpoint) if name and endpoint else name
+
+
+def at_host(endpoint: str) -> str:
+    """Return what tells a store at this address from others of its name; nothing for Amazon's."""
+    address = urlsplit(endpoint)
+    host = address.hostname or ""
+    if re.search(r"(^|\.)amazonaws\.com(\.cn)?$", host):
+        return ""
+    return f" at {host}" + (f":{address.port}" if address.port else "")
 
 
 def read_run(data_dir: Path, to: str) -> UploadRun | None:

@@ -468,7 +468,9 @@ def _upload(config: "Config", options: "Options", *, reads_back: bool) -> int:
         with _opened_store(config, reads_back=reads_back) as store, shown as progress:
             outcome = run(config, store, options, world, patience, progress)
     except (StoreError, UploadError, JournalError) as error:
-        store_name = destination(config.upload_to, config.s3_bucket, config.s3_bucket_path) or "no store"
+        store_name = (
+            destination(config.upload_to, config.s3_bucket, config.s3_bucket_path, config.s3_endpoint_url) or "no store"
+        )
         _tell_channels(config, [not_begun(store_name, error)])
         raise
     say(*outcome.lines())

@@ -823,7 +823,7 @@ class Collector:
     async def _look_at_backlog(self) -> None:
         """Look now and then what waits for the upload, where a store is configured."""
         config = self.config
-        to = destination(config.upload_to, config.s3_bucket, config.s3_bucket_path)
+        to = destination(config.upload_to, config.s3_bucket, config.s3_bucket_path, config.s3_endpoint_url)
         while to:
             self.upload = await asyncio.to_thread(upload_status, config.data_dir, to)
             await asyncio.sleep(BACKLOG_INTERVAL_S)
