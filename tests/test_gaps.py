@@ -6,7 +6,22 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tickcollect.gaps import Copies, Gap, Late, Ranges, Refused, Restarted, Run, Sequence, Step
+from tickcollect.gaps import (
+    ABSENCE_AGAIN_S,
+    HELD_ROW_BYTES,
+    ROWS_REMEMBERED,
+    SUSPECTS,
+    Copies,
+    Gap,
+    Late,
+    Ranges,
+    Refused,
+    Restarted,
+    Run,
+    Sequence,
+    Shown,
+    Step,
+)
 
 T0 = 1_784_000_000_000
 
@@ -256,7 +271,7 @@ def test_every_row_leaves_once(arrivals: list[tuple[int, int, bool]]) -> None:
     steps: list[Step[str]] = []
     for now, (id_, time, expire) in enumerate(arrivals):
         steps += sequence.take([id_], [T0 + time], [str(id_)], float(now))
-        assert sequence.held <= 11
+        assert sequence.held <= 10 + SUSPECTS
         if expire:
             steps += sequence.expire(now + 0.5)
     steps += sequence.finish()
@@ -282,3 +297,225 @@ def test_every_row_leaves_once(arrivals: list[tuple[int, int, bool]]) -> None:
             case Late() | Copies():
                 out += step.ids
     assert sorted(out) == sorted(id_ for id_, _, _ in arrivals)
+
+
+# --- A numbering that begins anew ----------------------------------------------------------------------------------
+
+
+def take(sequence: Sequence[str], source: int, *rows: tuple[int, int], prefix: str = "new ") -> list[Step[str]]:
+    """Hand over rows (ID, time behind T0) of one connection; their text tells them from those of another numbering."""
+    texts = [f"{prefix}{id_}" for id_, _ in rows]
+    return sequence.take([id_ for id_, _ in rows], [T0 + time for _, time in rows], texts, 0.0, source)
+
+
+def written(steps: list[Step[str]]) -> list[str]:
+    return [row for step in steps if isinstance(step, Run) for row in step.rows]
+
+
+def old(at: int = 1000, count: int = 20, time: int = 5) -> Sequence[str]:
+    """Return a sequence that has written rows at one and the same time."""
+    sequence = Sequence[str]()
+    for id_ in range(at, at + count):
+        take(sequence, 1, (id_, time), prefix="old ")
+    return sequence
+
+
+def test_a_restart_in_the_same_millisecond() -> None:
+    """A new numbering may begin at the very time of the last row of the old one: nothing of it is lost."""
+    sequence = old()
+    steps = take(sequence, 1, (1, 5), (2, 5), (3, 5), (4, 6), (5, 6))
+    assert written(steps) == ["new 1", "new 2", "new 3", "new 4", "new 5"]
+    assert [step for step in steps if isinstance(step, Restarted)] == [Restarted(1019, 1)]
+
+
+def test_a_replay_of_old_rows_is_no_restart() -> None:
+    """Another connection that repeats rows, all of one time, brings copies, however low their IDs and however many."""
+    sequence = old()
+    steps = take(sequence, 2, *[(id_, 5) for id_ in range(1000, 1020)], prefix="old ")
+    assert [type(step) for step in steps] == [Copies]
+    assert sequence.next_id == 1020
+
+
+def test_rows_from_before_the_first_are_no_restart() -> None:
+    """A connection that began earlier brings rows from before the first one, of the same time, until it comes to it."""
+    sequence = old()
+    steps = take(sequence, 2, *[(id_, 5) for id_ in range(990, 1010)], prefix="old ")
+    assert {type(step) for step in steps} == {Copies}
+    assert sequence.next_id == 1020
+    assert sequence.held == 0
+
+
+def test_the_other_connection_may_still_be_in_the_old_numbering() -> None:
+    """Rows of the old numbering that a slower connection brings neither refute the new one nor belong to it."""
+    sequence = old()
+    steps = take(sequence, 1, (1, 6))
+    steps += take(sequence, 2, (1018, 5), (1019, 5), prefix="old ")
+    steps += take(sequence, 1, (2, 7), (3, 7))
+    steps += take(sequence, 2, (1019, 5), prefix="old ")
+    steps += take(sequence, 2, (1, 6), (2, 7), (3, 7))
+    steps += take(sequence, 1, (4, 8))
+    assert written(steps) == ["new 1", "new 2", "new 3", "new 4"]
+    assert not [step for step in steps if isinstance(step, Gap | Refused)]
+    assert sequence.held == 0
+
+
+def test_both_connections_bring_the_first_row_of_a_new_numbering() -> None:
+    """Whichever connection goes on with it proves it, and the other's rows are copies."""
+    sequence = old()
+    steps = (
+        take(sequence, 1, (1, 6)) + take(sequence, 2, (1, 6)) + take(sequence, 2, (2, 7)) + take(sequence, 1, (2, 7))
+    )
+    assert written(steps) == ["new 1", "new 2"]
+    assert sum(len(step.ids) for step in steps if isinstance(step, Copies)) == 2
+
+
+def test_a_new_numbering_that_a_second_connection_proves_begins_with_the_first_row_seen() -> None:
+    """If the connection that brought its first row ends, what another proves later leaves a hole, not a loss."""
+    sequence = old()
+    take(sequence, 1, (1, 6))
+    steps = take(sequence, 2, (4, 7), (5, 8))
+    assert steps[0] == Restarted(1019, 1)
+    assert written(steps) == ["new 1"]
+    assert sequence.holes() == [(2, 3)]
+
+
+def test_gaps_of_the_old_numbering_are_forgotten_with_it() -> None:
+    """A row of the new numbering is not taken for a late one of an old gap."""
+    sequence = begun()
+    feed(sequence, [10, 11])
+    sequence.expire(1.0)
+    take(sequence, 0, (1, 10**6), (2, 10**6 + 1))
+    assert sequence.gaps == []
+    steps = take(sequence, 0, *[(id_, 10**6 + id_) for id_ in range(3, 9)])
+    assert written(steps) == [f"new {id_}" for id_ in range(3, 9)]
+
+
+def test_a_row_of_a_gap_is_late_and_no_new_numbering() -> None:
+    """Two rows of a declared gap, of the newest time, are late rows and begin nothing."""
+    sequence = Sequence[str]()
+    take(sequence, 1, (1, 5), (5, 5), (6, 5))
+    sequence.expire(1.0)
+    steps = take(sequence, 2, (2, 5), (3, 5))
+    assert steps == [Late([2, 3], [T0 + 5] * 2, ["new 2", "new 3"])]
+
+
+# --- Rules that had no test ----------------------------------------------------------------------------------------
+
+
+def test_history_does_not_overwrite_a_held_row() -> None:
+    """What came live stays when history brings the same ID."""
+    sequence = begun()
+    sequence.take([3, 4], [T0, T0], ["live 3", "live 4"], 0.0)
+    steps = sequence.fill([2, 3], [T0, T0], ["history 2", "history 3"], 0.5)
+    assert written(steps) == ["history 2", "live 3", "live 4"]
+    assert [step for step in steps if isinstance(step, Copies)] == [Copies([3], ["history 3"])]
+
+
+def test_the_same_id_again_does_not_contradict() -> None:
+    """A copy of a held row, which is not below it, is no reason to refuse it."""
+    sequence = begun()
+    feed(sequence, [5, 5, 5, 6])
+    assert sequence.expire(1.0) == [Gap(2, 4), run(5, 6)]
+
+
+def test_a_second_hole_waits_its_own_patience() -> None:
+    """When a hole closes, the one behind it has its patience from then on."""
+    sequence = begun()
+    feed(sequence, [3, 5, 6], now_s=0.0)
+    feed(sequence, [2], now_s=0.9)
+    assert sequence.expire(1.0) == []
+    assert sequence.due_s == 1.9
+
+
+def test_a_full_hold_of_one_is_released() -> None:
+    """A limit of one cannot wait for a second row to prove the first."""
+    assert feed(begun(hold_limit=1), [4]) == [Gap(2, 3), run(4)]
+
+
+def test_declared_holes_leave_nothing_to_wait_for() -> None:
+    """After everything was declared nothing is due."""
+    sequence = begun()
+    feed(sequence, [4, 5])
+    sequence.declare()
+    assert sequence.due_s is None
+    assert sequence.held_bytes == 0
+
+
+def test_held_rows_are_weighed() -> None:
+    """What is held is known in bytes, as it comes and as it goes."""
+    sequence = begun()
+    feed(sequence, [10, 11])
+    assert sequence.held_bytes == 2 * (2 + HELD_ROW_BYTES)
+    sequence.finish()
+    assert sequence.held_bytes == 0
+
+
+def test_written_rows_are_remembered_in_bounds() -> None:
+    """The newest rows can be compared with copies; older ones are forgotten."""
+    sequence = begun()
+    feed(sequence, list(range(2, 2000)))
+    for id_ in range(2000, 2000 + ROWS_REMEMBERED):
+        feed(sequence, [id_])
+    assert sequence.remembered(2000) == "2000"
+    assert sequence.remembered(1999 + ROWS_REMEMBERED) == str(1999 + ROWS_REMEMBERED)
+    assert sequence.remembered(1) is None
+
+
+def test_late_rows_are_expected_of_earlier_gaps() -> None:
+    """A gap that was declared before this start is known like one of this run."""
+    sequence = begun(100)
+    sequence.expect_late(40, 50)
+    sequence.expect_late(10, 20)
+    assert sequence.gaps == [(10, 20), (40, 50)]
+    assert feed(sequence, [15, 45, 60]) == [Late([15, 45], [T0 + 15, T0 + 45], ["15", "45"]), Copies([60], ["60"])]
+
+
+# --- Two proofs ------------------------------------------------------------------------------------------------------
+
+
+def test_absence_is_proved_by_two_answers_far_enough_apart() -> None:
+    """What is shown once, or twice at once, is not proved."""
+    shown = Shown()
+    assert shown.note(10, 20, 0.0) == ([], [(10, 20)])
+    assert shown.note(10, 20, ABSENCE_AGAIN_S - 1) == ([], [])
+    assert shown.due_s(10, 20) == ABSENCE_AGAIN_S
+    assert shown.note(10, 20, ABSENCE_AGAIN_S) == ([(10, 20)], [])
+    assert shown.due_s(10, 20) is None
+
+
+def test_only_what_both_answers_show_is_proved() -> None:
+    """Each ID needs two answers of its own."""
+    shown = Shown()
+    shown.note(10, 20, 0.0)
+    assert shown.note(15, 25, ABSENCE_AGAIN_S) == ([(15, 20)], [(21, 25)])
+    assert shown.note(10, 25, 2 * ABSENCE_AGAIN_S) == ([(10, 14), (21, 25)], [(15, 20)])
+
+
+def test_an_answer_that_has_the_row_ends_the_proof() -> None:
+    """After a row was seen, two new answers are needed."""
+    shown = Shown()
+    shown.note(10, 20, 0.0)
+    shown.forget(12, 12)
+    assert shown.note(10, 20, ABSENCE_AGAIN_S) == ([(10, 11), (13, 20)], [(12, 12)])
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 4), st.booleans(), st.integers(0, 100)), max_size=30))
+def test_no_id_is_proved_without_two_answers(answers: list[tuple[int, int, bool, int]]) -> None:
+    """Whatever order answers come in: what is proved was shown before, long enough ago, and not seen since."""
+    shown, since, now_s = Shown(), dict[int, float](), 0.0
+    for first, length, has_rows, later in answers:
+        now_s += later
+        ids = range(first, first + length + 1)
+        if has_rows:
+            shown.forget(ids[0], ids[-1])
+            for id_ in ids:
+                since.pop(id_, None)
+            continue
+        proved = {id_ for low, high in shown.note(ids[0], ids[-1], now_s)[0] for id_ in range(low, high + 1)}
+        due = {id_ for id_ in ids if id_ in since and now_s - since[id_] >= ABSENCE_AGAIN_S}
+        assert proved == due
+        for id_ in ids:
+            if id_ in proved:
+                del since[id_]
+            else:
+                since.setdefault(id_, now_s)

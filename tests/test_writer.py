@@ -32,7 +32,7 @@ from tickcollect.feed import (
     SubscriptionRefused,
 )
 from tickcollect.segments import DiskFullError, FeedPath, Numbering, OpenFiles, Segment, Segments
-from tickcollect.writer import Feed, Writer
+from tickcollect.writer import Feed, LateRows, Writer
 
 DAY = 20_648  # 2026-07-14
 DAY_MS = 86_400_000
@@ -730,6 +730,175 @@ def test_ids_that_one_answer_passes_over_stay_missing(tmp_path: Path) -> None:
                 "absence_seen",
                 "gap",
             ]
+
+    run(test)
+
+
+def test_a_late_answer_for_a_declared_hole_is_not_told_as_filled(tmp_path: Path) -> None:
+    """Rows of history whose hole was declared meanwhile are in no file: they stay missing and are fetched again."""
+
+    async def test() -> None:
+        async with desk(tmp_path) as found:
+            asked: list[tuple[int, int]] = []
+            later: list[tuple[int, int]] = []
+            found.writer.fetch = lambda _, holes: asked.extend(holes)
+            found.writer.fetch_later = lambda _, first, last: later.append((first, last))
+            only(found).sequence.hold_limit = 3
+            async with found.writing():
+                found.put(trade(1))
+                found.put(trade(4), trade(5))
+                await until(lambda: bool(asked))
+                found.put(trade(6))
+                await until(lambda: bool(later))
+                now_s = asyncio.get_running_loop().time()
+                found.writer.fill(only(found), history(found, [trade(2), trade(3)]), now_s)
+                found.writer.settle(only(found))
+            assert not found.events("filled")
+            assert only(found).open.spans == [(2, 3)]
+            assert (only(found).copies, only(found).filled) == (0, 0)
+            assert list(found.files()) == ["2026-07-14-1", "2026-07-14-4"]
+
+    run(test)
+
+
+def test_history_is_not_asked_again_at_once(tmp_path: Path) -> None:
+    """A hole that history could not fill a moment ago is declared; asking for it again would only hold rows longer."""
+
+    async def test() -> None:
+        async with desk(tmp_path) as found:
+            asked: list[tuple[int, int]] = []
+            found.writer.fetch = lambda _, holes: asked.extend(holes)
+            feed = only(found)
+            feed.sequence.take([1], [NOON_MS], [line(trade(1))], 0.0)
+            feed.sequence.take([4, 5], [NOON_MS] * 2, [line(trade(4)), line(trade(5))], 0.0)
+            assert found.writer._asked_history(feed, 100.0)
+            assert not found.writer._asked_history(feed, 129.0)
+            assert found.writer._asked_history(feed, 131.0)
+            assert asked == [(2, 3)] * 2
+
+    run(test)
+
+
+def test_all_feeds_together_hold_no_more_than_they_may(tmp_path: Path) -> None:
+    """Beyond the limit of all feeds the one that holds most declares its hole; the other goes on waiting."""
+
+    async def test() -> None:
+        names = "binance/trade/BTCUSDT", "binance/trade/ETHUSDT"
+        async with desk(tmp_path, *names) as found:
+            asked: list[tuple[str, tuple[int, int]]] = []
+            later: list[str] = []
+            found.writer.fetch = lambda feed, holes: asked.extend((feed.name, hole) for hole in holes)
+            found.writer.fetch_later = lambda feed, *_: later.append(feed.name)
+            found.writer.held_limit = 10 * gaps.HELD_ROW_BYTES
+            async with found.writing():
+                found.put(trade(1), trade(1, symbol="ETHUSDT"))
+                found.put(trade(3), trade(4), trade(3, symbol="ETHUSDT"), trade(4, symbol="ETHUSDT"))
+                await until(lambda: len(asked) == 2)
+                found.put(*[trade(id_) for id_ in range(5, 12)])
+                await until(lambda: bool(later))
+                assert later == ["binance/trade/BTCUSDT"]
+                assert found.feeds["binance/trade/BTCUSDT"].sequence.held_bytes == 0
+                assert found.feeds["binance/trade/ETHUSDT"].sequence.held == 2
+
+    run(test)
+
+
+def test_late_rows_of_an_open_gap_are_handed_on(tmp_path: Path) -> None:
+    """A row of a declared gap is given to the background, which writes it; one that is there already is a copy."""
+
+    async def test() -> None:
+        async with desk(tmp_path) as found:
+            late: list[LateRows] = []
+            found.writer.late = lambda _, rows: late.append(rows)
+            async with found.writing():
+                found.put(trade(1), trade(5), trade(6))
+                await until(lambda: bool(found.events("gap")))
+                only(found).open.remove(4, 4)
+                found.put(trade(2), trade(3), trade(4), connection=2)
+            assert [(rows.ids, rows.lines) for rows in late] == [([2, 3], [line(trade(2)), line(trade(3))])]
+            assert found.events("late_rows") == [{"first_id": 2, "last_id": 3, "count": 2}]
+            assert (only(found).late, only(found).copies) == (2, 1)
+            assert not found.quarantined
+
+    run(test)
+
+
+# --- Times that cannot be right --------------------------------------------------------------------------------------
+
+YEAR_5000_MS = 95_617_584_000_000
+
+
+def received(at_ms: int) -> int:
+    return at_ms * 1_000_000
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("odd_ms", [YEAR_5000_MS, NOON_MS + 2 * DAY_MS, 1_000_000_000_000])
+def test_a_time_far_from_the_neighbours_and_the_clock(tmp_path: Path, odd_ms: int, together: bool) -> None:  # noqa: FBT001 - how it arrives
+    """Such a row makes no file of that day; it is kept in quarantine, and its ID is a hole like any other."""
+
+    async def test() -> None:
+        async with desk(tmp_path) as found:
+            async with found.writing():
+                rows = [trade(1), trade(2, at_ms=odd_ms), trade(3), trade(4)]
+                for some in [rows] if together else [[row] for row in rows]:
+                    found.put(*some, received_ns=received(NOON_MS))
+                    await found.settled()
+            assert list(found.files()) == ["2026-07-14-1", "2026-07-14-3"]
+            assert found.events("gap") == [{"first_id": 2, "last_id": 2, "count": 1}]
+            ((payload, reason),) = found.quarantined
+            assert payload == line(trade(2, at_ms=odd_ms))
+            assert "more than a day" in reason
+            assert only(found).refused == 1
+
+    run(test)
+
+
+def test_a_market_that_was_quiet_for_days(tmp_path: Path) -> None:
+    """A trade days after the one before it is right if this machine's clock says so too."""
+
+    async def test() -> None:
+        async with desk(tmp_path) as found:
+            async with found.writing():
+                found.put(trade(1), received_ns=received(NOON_MS))
+                found.put(trade(2, at_ms=NOON_MS + 9 * DAY_MS), received_ns=received(NOON_MS + 9 * DAY_MS))
+            assert list(found.files()) == ["2026-07-14-1", "2026-07-23-2"]
+            assert not found.quarantined
+
+    run(test)
+
+
+def test_a_wrong_clock_throws_no_good_rows_away(tmp_path: Path) -> None:
+    """A machine in another year is no witness: of a jump in time one row is asked for again, and the rest is right."""
+
+    async def test() -> None:
+        async with desk(tmp_path) as found:
+            async with found.writing():
+                found.put(trade(1), trade(2), received_ns=received(0))
+                later = [trade(id_, at_ms=NOON_MS + 9 * DAY_MS) for id_ in (3, 4, 5)]
+                found.put(*later, received_ns=received(0))
+            assert list(found.files()) == ["2026-07-14-1", "2026-07-23-4"]
+            assert found.events("gap") == [{"first_id": 3, "last_id": 3, "count": 1}]
+
+    run(test)
+
+
+# --- What is no trade ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["MARKET", "RPI", "SOMETHING_NEW"])
+def test_what_is_not_known_to_be_no_trade_is_written(tmp_path: Path, kind: str) -> None:
+    """Trades of every kind are rows; one that nobody knows is told once."""
+
+    async def test() -> None:
+        async with desk(tmp_path, FUTURES) as found:
+            async with found.writing():
+                found.put(market(1), placeholder(2, kind), placeholder(3, kind), market(4))
+            (text,) = found.files(FUTURES).values()
+            assert [int(row.split(",")[3]) for row in text.splitlines()] == [1, 2, 3, 4]
+            told = found.events("unknown_trade_kind")
+            assert told == ([{"name": "SOMETHING_NEW", "id": 2}] if kind == "SOMETHING_NEW" else [])
+            assert only(found).not_trades == 0
 
     run(test)
 

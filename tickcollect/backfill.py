@@ -117,18 +117,20 @@ class Backfill:
     async def run(self) -> None:
         """Fill gap after gap, for ever."""
         while True:
-            job = await self.jobs.get()
-            feed = job.feed if isinstance(job, Job) else job[0]
-            self.at_work = f"{feed.name}: filling"
-            try:
-                if isinstance(job, Job):
-                    self._planned.remove(job)
-                    await self._do(job)
-                else:
-                    self._late -= len(job[1].ids)
-                    await self._write_late(*job)
-            finally:
-                self.at_work = ""
+            await self._work(await self.jobs.get())
+
+    async def _work(self, job: Job | tuple[Feed, LateRows]) -> None:
+        feed = job.feed if isinstance(job, Job) else job[0]
+        self.at_work = f"{feed.name}: filling"
+        try:
+            if isinstance(job, Job):
+                self._planned.remove(job)
+                await self._do(job)
+            else:
+                self._late -= len(job[1].ids)
+                await self._write_late(*job)
+        finally:
+            self.at_work = ""
 
     async def _do(self, job: Job) -> None:
         """Ask for what a job still lacks, and plan when to ask for what is left."""
@@ -203,10 +205,11 @@ class Backfill:
             feed.shown.forget(id_, id_)
 
     def _open_again(self, feed: Feed, first: int, last: int, reason: str) -> None:
-        feed.called_absent.remove(first, last)
-        feed.unconfirmed.remove(first, last)
+        feed.absent -= min(feed.absent, _count(feed.called_absent.within(first, last)))
+        feed.lost -= _count(feed.given_up.within(first, last))
+        for ranges in (feed.called_absent, feed.unconfirmed, feed.given_up):
+            ranges.remove(first, last)
         feed.open.add(first, last)
-        feed.absent -= min(feed.absent, last - first + 1)
         self.tell("reopened", feed.name, first_id=first, last_id=last, count=last - first + 1, reason=reason)
 
     def _settle(self, feed: Feed, first: int, last: int) -> None:
@@ -238,6 +241,7 @@ class Backfill:
             feed.open.remove(first, last)
             feed.shown.forget(first, last)
             feed.lost += last - first + 1
+            feed.given_up.add(first, last)
             self._tell_of("lost", feed, first, last, reason=lost.reason)
         feed.unconfirmed.remove(0, lost.last)  # it stays absent, and the next start asks again
 
@@ -249,7 +253,8 @@ class Backfill:
     async def _write_late(self, feed: Feed, late: LateRows) -> None:
         """Write late rows that are still missing, or were thought not to exist (rule 8)."""
         for id_ in late.ids:
-            if feed.called_absent.holds(id_) and id_ not in late.not_trades:
+            given_up = feed.called_absent.holds(id_) or feed.given_up.holds(id_)
+            if given_up and id_ not in late.not_trades:
                 self._open_again(feed, id_, id_, "its row came live after all")
         rows = [row for row in zip(late.ids, late.times, late.lines, strict=True) if feed.open.holds(row[0])]
         rows.sort()
@@ -375,6 +380,10 @@ def _follows(feed: Feed, before: int, id_: int) -> bool:
     if not feed.has_placeholders or id_ < before:
         return False
     return feed.called_absent.within(before + 1, id_ - 1) == [(before + 1, id_ - 1)]
+
+
+def _count(spans: Sequence[tuple[int, int]]) -> int:
+    return sum(last - first + 1 for first, last in spans)
 
 
 def _spans(ids: Sequence[int]) -> list[tuple[int, int]]:

@@ -397,6 +397,7 @@ class Collector:
         if not self.config.backfill:
             feed.lost += last - first + 1
             feed.open.remove(first, last)
+            feed.given_up.add(first, last)
             reason = "not asked for (BACKFILL is false)"
             self.tell("lost", feed.name, first_id=first, last_id=last, count=last - first + 1, reason=reason)
             return

@@ -208,7 +208,8 @@ class History:
             return f"the answer begins at {ids[0]}, before what was asked for"
         if any(after <= before for before, after in pairwise(ids)):
             return "the answer's IDs do not rise"
-        if ids[-1] < request.first:
+        goes_on = len(ids) == self.source.limit and ids[-1] > from_id  # the next page begins with its last row
+        if ids[-1] < request.first and not goes_on:
             return f"the answer ends at {ids[-1]}, before what is missing"
         known_row(rows[-1])  # the next page begins with it
         return _contradiction(rows, ids, request)

@@ -183,6 +183,8 @@ class Feed:
     """IDs that history has proved not to exist, or no trades: open to doubt, as it may have erred."""
     unconfirmed: gaps.Ranges = field(default_factory=gaps.Ranges)
     """Those of them from earlier runs, which this run asks for once more."""
+    given_up: gaps.Ranges = field(default_factory=gaps.Ranges)
+    """IDs that were called lost in this run; should one come after all, it is written."""
     shown: gaps.Shown = field(default_factory=gaps.Shown)
     """IDs that history has shown once not to exist."""
     shown_odd: gaps.Shown = field(default_factory=gaps.Shown)
@@ -706,7 +708,7 @@ class Writer:
         late = [
             (id_, time, line)
             for id_, time, line in zip(ids, times, lines, strict=True)
-            if feed.open.holds(id_) or feed.called_absent.holds(id_)
+            if any(ranges.holds(id_) for ranges in (feed.open, feed.called_absent, feed.given_up))
         ]
         feed.copies += len(ids) - len(late)
         if not late:
@@ -749,7 +751,7 @@ class Writer:
         for first, last in feed.open.spans:
             feed.lost += last - first + 1
             self.tell("lost", feed.name, first_id=first, last_id=last, count=last - first + 1, reason=reason)
-        for ranges in (feed.open, feed.called_absent, feed.unconfirmed, feed.given):
+        for ranges in (feed.open, feed.called_absent, feed.given_up, feed.unconfirmed, feed.given):
             ranges.spans.clear()
         feed.shown, feed.shown_odd = gaps.Shown(), gaps.Shown()
 

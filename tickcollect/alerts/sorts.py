@@ -231,6 +231,7 @@ SORTS: dict[str, Sort] = {
         "rows came too late, {n} times: {subject}",
         "{count} rows, ID {first_id} to {last_id}, after their gap was declared.",
         "They get a file of their own. Nothing to do.",
+        unfetched="They get a file of their own. Nothing else is fetched: BACKFILL is false.",
     ),
     "clock": Sort(
         "clock",
