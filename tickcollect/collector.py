@@ -605,6 +605,7 @@ class Collector:
             running.help(listing.run())
         await self.starting.check_first()
         await self._once_disk_answers(partial(check_data_dir, self.config.data_dir))
+        self.keeper.take_up(await self._once_disk_answers(self._read_listings))  # a disk may have come only now
         self.may_write.set()
         self.state = "running"
         self._look_at_disk()
@@ -1042,11 +1043,15 @@ def attempts_before(journal: Path, wall_s: float, loop_s: float) -> Attempts:
 
 
 def _note_files(data_dir: Path, waiting: Iterable[Waiting]) -> None:
-    """Note which feeds have files here: whatever stands at the place of their directory. Raises `OSError`."""
+    """Note which feeds have files here: whatever stands at the place of their directory, readable or not."""
     for one in waiting:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError, NameRefusedError):
+        try:
             FeedPath(one.exchange, one.stream, one.symbol).directory(data_dir).lstat()
-            one.has_files = True
+        except (FileNotFoundError, NotADirectoryError, PermissionError, NameRefusedError):
+            continue
+        except OSError:  # a disk that fails says so also when it is opened, and that is told
+            pass
+        one.has_files = True
 
 
 def _waiting_status(waiting: Waiting, started_ns: int) -> status.FeedStatus:

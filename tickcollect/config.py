@@ -457,11 +457,16 @@ def check_data_dir(path: Path) -> None:
         with tempfile.TemporaryFile(dir=path):
             return
     except OSError as error:
-        if error.errno not in _MISTAKEN or _was_in_use(path, error):
+        if not is_mistaken(error) or _was_in_use(path, error):
             raise
         wrong = f"cannot be written: {error.strerror}"
     remedy = "Make it a directory that this user may write to, or name another one"
     raise ConfigError([Problem(_printable(str(path)), None, "DATA_DIR", wrong, remedy)])
+
+
+def is_mistaken(error: OSError) -> bool:
+    """Tell whether a path that cannot be used is itself wrong, or its rights: only a person can mend that."""
+    return error.errno in _MISTAKEN
 
 
 _MISTAKEN = frozenset(
@@ -470,7 +475,7 @@ _MISTAKEN = frozenset(
         errno.ENOTDIR, errno.EPERM,
     }
 )  # fmt: skip
-"""What says that the path itself, or its rights, are wrong."""
+"""A disk that is full, read-only or failing says something else."""
 
 
 def _was_in_use(path: Path, error: OSError) -> bool:

@@ -235,19 +235,17 @@ class ListingsFile:
         self._tell = tell
         self.failing = ""
         """Why it could not be written the last time; empty when it was."""
+        self._damage_told = False
 
     def read(self) -> dict[tuple[str, str], Kept]:
-        """Return what is kept, by exchange and REST address; nothing where the file is damaged, which is told.
-
-        Raises `OSError` where the disk does not let it be read.
-        """
+        """Return what is kept, by exchange and REST address; nothing where the file is damaged, which is told."""
         try:
             with self._path.open("rb") as file:
                 data = file.read(FILE_BYTES_MAX + 1)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        except IsADirectoryError as error:
-            return self._damaged(str(error.strerror))
+        except OSError as error:
+            return self._damaged(error.strerror or str(error))
         if len(data) > FILE_BYTES_MAX:
             return self._damaged(f"it has more than {FILE_BYTES_MAX} bytes")
         try:
@@ -257,7 +255,9 @@ class ListingsFile:
         return {(kept.exchange, kept.rest_url): kept for kept in found if _is_zoned(kept)}
 
     def _damaged(self, detail: str) -> dict[tuple[str, str], Kept]:
-        self._tell("listings_damaged", "exchanges", file=FILE_NAME, detail=detail)
+        if not self._damage_told:
+            self._tell("listings_damaged", "exchanges", file=FILE_NAME, detail=detail)
+        self._damage_told = True
         return {}
 
     def write(self, news: Iterable[Kept]) -> None:
@@ -318,7 +318,7 @@ class Keeper:
                 continue
             self._known[address] = listing.kept
             left_s = listing.kept.ban_left_s(self.now())
-            if left_s > venue.budget.closed_for_s(time.monotonic()):
+            if left_s > venue.budget.closed_for_s(time.monotonic()) + SHORTEST_BAN_KEPT_S:
                 venue.budget.close(left_s, time.monotonic())
                 until = self.now() + timedelta(seconds=left_s)
                 listing.tell("ban_remembered", venue.market.name, until=f"{until:%Y-%m-%dT%H:%M:%SZ}")

@@ -24,8 +24,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from loguru import logger
-
 from tickcollect.listings import Listing, Tell, are_too_many
 from tickcollect.segments import DiskError, InUseError
 from tickcollect.venues import StartError, UnknownSymbolError, Venue, unknown_symbols
@@ -92,7 +90,7 @@ class Starting:
     venues: Sequence[Venue]
     tell: Tell
     look: Callable[[Sequence[Waiting]], Awaitable[None]]
-    """Notes which of these feeds have files here. Raises `OSError`."""
+    """Notes which of these feeds have files here."""
     begin: Callable[[Listing, Sequence[Waiting]], Awaitable[Failures]]
     """Opens and connects feeds of one exchange; returns those that could not be opened."""
     started: Callable[[int], None]
@@ -147,7 +145,7 @@ class Starting:
         loop = asyncio.get_running_loop()
         while True:
             self.news.clear()
-            await self._look_for_files()
+            await self.look([feed for feed in self.waiting if not feed.has_files])
             for listing in self.listings:
                 if listing.info is not None and listing not in self._compared:
                     self._compare_first(listing)
@@ -157,13 +155,6 @@ class Starting:
             with suppress(TimeoutError):
                 async with asyncio.timeout_at(until_s):
                     await self.news.wait()
-
-    async def _look_for_files(self) -> None:
-        """Note which feeds have files here; where the disk does not tell, that is asked again in the next round."""
-        try:
-            await self.look([feed for feed in self.waiting if not feed.has_files])
-        except OSError as error:
-            logger.debug("the data directory cannot be looked at: {}", error)
 
     async def _begin_ready(self, now_s: float) -> None:
         """Begin what may begin now, exchange by exchange."""

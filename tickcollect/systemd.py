@@ -6,8 +6,9 @@ Rules:
 
 1. Without `NOTIFY_SOCKET` nothing is done. With it nothing can be harmed: a message is one datagram that never waits,
    and one that cannot be sent is left out.
-2. Ready means that the files are open and the connections are being kept, not that they stand: an exchange that is down
-   while the machine boots must not make the start fail. What is not connected is in the status.
+2. Ready means that collecting may begin and files may be made, not that anything is connected: an exchange that is down
+   or a disk that is waited for must not make the start fail. Before, at a first start whose exchange has not answered,
+   more time is asked for, whatever the unit allows. What is waited for is in the status.
 3. A sign of life comes from the event loop only, so one that does not turn gives none; and only while the writer
    works (`Progress`). What a new start cannot mend, a disk that refuses or hangs, is no reason to leave it out.
 4. A stop that takes longer than systemd would wait, because a large file is being packed, asks for more time as long as
@@ -126,7 +127,9 @@ async def supervise(
     period_s = notifier.watchdog_s
     interval_s = TOLD_EVERY_S if period_s is None else min(TOLD_EVERY_S, period_s / 2)
     progress = Progress(TOLD_EVERY_S if period_s is None else period_s)
-    while not stop.is_set() and look().state == "starting":
+    while not stop.is_set() and (signs := look()).state == "starting":
+        notifier.status(signs.text)
+        notifier.extend(EXTENDED_BY_S)
         await _wait(stop, FIRST_TOLD_AFTER_S)
     if not stop.is_set():
         notifier.ready()

@@ -90,18 +90,22 @@ def log_to(file: Path | None, level: str, console: "Console | None" = None) -> N
     """Send the log above the live view of `console`, or to the error side of whatever there is; and to a file."""
     from loguru import logger
 
-    from tickcollect.config import ConfigError, Problem
+    from tickcollect.config import ConfigError, Problem, is_mistaken
 
     logger.remove()
     plain: dict[str, Any] = {"level": level, "format": LOG_LINE, "diagnose": False}  # no values in tracebacks
     if file is not None:
+        log_file = _LogFile(file)
         try:
-            logger.add(_written_aside(_LogFile(file).write, lambda: None), colorize=False, **plain)
+            log_file.open()
         except OSError as error:
             wrong = f"cannot be written: {file}: {error.strerror}"
-            raise ConfigError(
-                [Problem("log", None, "LOG_FILE", wrong, "Name a file that this user may write")]
-            ) from error
+            if is_mistaken(error):
+                raise ConfigError(
+                    [Problem("log", None, "LOG_FILE", wrong, "Name a file that this user may write")]
+                ) from error
+            say(f"Warning: LOG_FILE {wrong}. It is tried again with each line.", err=True)
+        logger.add(_written_aside(log_file.write, lambda: None), colorize=False, **plain)
     if console is not None:
         above = partial(console.print, end="", markup=False, highlight=False, soft_wrap=True)
         logger.add(_written_aside(above, partial(_send_nowhere, sys.stdout)), **plain)
@@ -117,13 +121,18 @@ class _LogFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open the file. Raises `OSError`."""
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = -1
+
+    def open(self) -> None:
+        """Open the file. Raises `OSError`; `write` tries again."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = self._opened()
 
     def write(self, line: str) -> None:
         """Append a line. Raises `OSError`."""
+        if self._descriptor < 0:
+            self.open()
         found = os.fstat(self._descriptor)
         if stat.S_ISREG(found.st_mode) and found.st_size > LOG_FILE_BYTES - len(line):
             for n in range(LOG_FILES_KEPT, 0, -1):
