@@ -94,6 +94,72 @@ class _Doubt:
 
 
 @dataclass
+class _Unknown:
+    """Marks feeds as unknown and as known again, and puts both on record, many feeds in one entry."""
+
+    tell: Tell
+    _known: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def begin(self, since_ns: Mapping[Feed, int], reason: str) -> None:
+        """Mark feeds as unknown that are not yet; those of one exchange are one entry of the journal."""
+        self.tell_known()
+        by_exchange: defaultdict[str, list[Feed]] = defaultdict(list)
+        for feed in since_ns:
+            if feed.unknown_since_ns is None:
+                feed.unknown_since_ns, feed.unknown_reason = since_ns[feed], reason
+                by_exchange[feed.path.exchange].append(feed)
+        for exchange, feeds in by_exchange.items():
+            since = utc_text(min(since_ns[feed] for feed in feeds))
+            names = [_short(feed) for feed in feeds]
+            self.tell("unknown", exchange, since=since, reason=reason, count=len(names), feeds=names)
+
+    def end(self, feed: Feed) -> None:
+        """Mark a feed as known; that is told with the next ones."""
+        feed.issued_id = None
+        if feed.unknown_since_ns is not None:
+            feed.unknown_since_ns, feed.unknown_reason = None, ""
+            self._known[feed.path.exchange].append(_short(feed))
+
+    def tell_known(self) -> None:
+        """Put on record what is known again."""
+        for exchange, names in self._known.items():
+            self.tell("known", exchange, count=len(names), feeds=names)
+        self._known.clear()
+
+
+@dataclass
+class _Carriers:
+    """Which connections carry each feed, and how they are."""
+
+    time_ns: Callable[[], int]
+    links_of: dict[Feed, list[LinkState]] = field(default_factory=dict)
+
+    def add(self, feed: Feed, link: LinkState) -> None:
+        """Note that a connection carries a feed."""
+        links = self.links_of.setdefault(feed, [])
+        if link not in links:
+            links.append(link)
+
+    def since_s(self, feed: Feed) -> float:
+        """Return since when a connection carries a feed, by the event loop's clock; infinity where none does."""
+        name = stream_name(feed.path.symbol, feed.path.stream)
+        found = (link.acknowledged_at_s(name) for link in self.links_of.get(feed, ()))
+        return min((at_s for at_s in found if at_s is not None), default=math.inf)
+
+    def is_heard(self, link: LinkState, within_s: float) -> bool:
+        """Tell whether an open connection has given a sign of life lately; not where the clock was set back since."""
+        return bool(link.open) and -SLEWED_NS <= self.time_ns() - link.received_ns < within_s * 1e9
+
+    def any_heard(self, feed: Feed, within_s: float) -> bool:
+        """Tell whether one of a feed's connections has given a sign of life lately."""
+        return any(self.is_heard(link, within_s) for link in self.links_of.get(feed, ()))
+
+    def last_sign_ns(self, feed: Feed) -> int:
+        """Return the last sign of life of a feed's open connections; 0 where there is none."""
+        return max((link.received_ns for link in self.links_of.get(feed, ()) if link.open), default=0)
+
+
+@dataclass
 class Coverage:
     """Keeps `Feed.unknown_since_ns` and `Feed.unknown_reason` true."""
 
@@ -109,26 +175,27 @@ class Coverage:
     """The event loop's clock."""
     time_ns: Callable[[], int] = time.time_ns
     _doubts: dict[Feed, _Doubt] = field(default_factory=dict)
-    _links_of: dict[Feed, list[LinkState]] = field(default_factory=dict)
     _baselines: dict[Feed, int] = field(default_factory=dict)
     """Of feeds without a row: the newest ID that the exchange named first, -1 for none. What is newer is missing."""
     _asking: dict[Newest, asyncio.Task[None]] = field(default_factory=dict)
-    _known: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     _known_told_s: float = -math.inf
     _is_ending: bool = False
     _is_over: bool = False
+
+    def __post_init__(self) -> None:
+        self._unknown = _Unknown(self.tell)
+        self._carriers = _Carriers(self.time_ns)
 
     def begin(self, feeds: Sequence[Feed], since_ns: Mapping[Feed, int]) -> None:
         """Take up feeds that are collected from now on; `since_ns` is the time of their newest row on disk."""
         started_ns = self.time_ns()
         for link in list(self.links):
             for feed in self.feeds_of(link):
-                if link not in self._links_of.setdefault(feed, []):
-                    self._links_of[feed].append(link)
+                self._carriers.add(feed, link)
         for feed in feeds:
             self._doubts[feed] = _Doubt(self.now_s())
         for group in ([feed for feed in feeds if feed in since_ns], [feed for feed in feeds if feed not in since_ns]):
-            self._doubt({feed: min(since_ns.get(feed, started_ns), started_ns) for feed in group}, NEVER)
+            self._unknown.begin({feed: min(since_ns.get(feed, started_ns), started_ns) for feed in group}, NEVER)
 
     async def run(self) -> None:
         """Look after all feeds, until cancelled."""
@@ -148,13 +215,14 @@ class Coverage:
             if link.cuts:
                 cuts, link.cuts = link.cuts, {}
                 self._note_cuts(link, cuts)
-            if link.open and self.can_read() and not self._is_heard(link, HEARD_WITHIN_S):
+            if link.open and self.can_read() and not self._carriers.is_heard(link, HEARD_WITHIN_S):
                 self._note_silence(link)
         now_s = self.now_s()
         for feed, doubt in list(self._doubts.items()):
             self._decide(feed, doubt, now_s)
         if now_s - self._known_told_s >= KNOWN_TOLD_S:
-            self._tell_known()
+            self._known_told_s = now_s
+            self._unknown.tell_known()
 
     def note_live(self, feed: Feed, connection: int, id_: int) -> None:
         """Take note of a newer row of a feed that is unknown (rule 2)."""
@@ -170,7 +238,7 @@ class Coverage:
 
     def note_unused(self, since_ns: Mapping[Feed, int], reason: str) -> None:
         """Take note that rows which had come could not be used at the end of collecting, and of the time before."""
-        self._doubt({feed: min(at_ns, self.time_ns()) for feed, at_ns in since_ns.items()}, reason)
+        self._unknown.begin({feed: min(at_ns, self.time_ns()) for feed, at_ns in since_ns.items()}, reason)
 
     # --- What is not known ------------------------------------------------------------------------------------------
 
@@ -179,28 +247,23 @@ class Coverage:
         since_ns: dict[Feed, int] = {}
         for feed in self.feeds_of(link):
             cut = cuts.get(stream_name(feed.path.symbol, feed.path.stream))
-            if cut is None or self._carried_since(feed) < cut.at_s:
+            if cut is None or self._carriers.since_s(feed) < cut.at_s:
                 continue
             before = self._doubts.get(feed)
             self._doubts[feed] = _Doubt(cut.at_s, max(cut.connection, before.after if before else 0))
             since_ns[feed] = self._current_ns(feed, cut.heard_ns)
-        self._doubt(since_ns, CUT)
+        self._unknown.begin(since_ns, CUT)
 
     def _note_silence(self, link: LinkState) -> None:
         """Doubt the feeds of a connection that may be half open (rule 1)."""
         since_ns = {
             feed: self._current_ns(feed, link.received_ns)
             for feed in self.feeds_of(link)
-            if feed.unknown_since_ns is None
-            and not any(self._is_heard(other, HEARD_WITHIN_S) for other in self._links_of[feed])
+            if feed.unknown_since_ns is None and not self._carriers.any_heard(feed, HEARD_WITHIN_S)
         }
         for feed in since_ns:
             self._doubts[feed] = _Doubt(self.now_s())
-        self._doubt(since_ns, NO_SIGN)
-
-    def _is_heard(self, link: LinkState, within_s: float) -> bool:
-        """Tell whether an open connection has given a sign of life lately; not where the clock was set back since."""
-        return bool(link.open) and -SLEWED_NS <= self.time_ns() - link.received_ns < within_s * 1e9
+        self._unknown.begin(since_ns, NO_SIGN)
 
     def _current_ns(self, feed: Feed, heard_ns: int) -> int:
         """Return up to when all is known that was sent, no later than now."""
@@ -208,32 +271,13 @@ class Coverage:
         known_ns = max(feed.last_received_ns, heard_ns, doubt.proved_ns if doubt else 0)
         return min(known_ns or self.time_ns(), self.time_ns())
 
-    def _carried_since(self, feed: Feed) -> float:
-        """Return since when a connection carries a feed, by the event loop's clock; infinity where none does."""
-        name = stream_name(feed.path.symbol, feed.path.stream)
-        since_s = (link.acknowledged_at_s(name) for link in self._links_of[feed])
-        return min((at_s for at_s in since_s if at_s is not None), default=math.inf)
-
-    def _doubt(self, since_ns: Mapping[Feed, int], reason: str) -> None:
-        """Mark feeds as unknown; those of one exchange are one entry of the journal."""
-        self._tell_known()
-        by_exchange: defaultdict[str, list[Feed]] = defaultdict(list)
-        for feed in since_ns:
-            if feed.unknown_since_ns is None:
-                feed.unknown_since_ns, feed.unknown_reason = since_ns[feed], reason
-                by_exchange[feed.path.exchange].append(feed)
-        for exchange, doubted in by_exchange.items():
-            since = utc_text(min(since_ns[feed] for feed in doubted))
-            names = [_short(feed) for feed in doubted]
-            self.tell("unknown", exchange, since=since, reason=reason, count=len(names), feeds=names)
-
     # --- What is known again ----------------------------------------------------------------------------------------
 
     def _decide(self, feed: Feed, doubt: _Doubt, now_s: float) -> None:
         """Decide from what has come since (rules 2 and 4)."""
         newest = feed.newest_id
         if newest is not None and doubt.live_id is not None and doubt.live_id <= newest:
-            self._know(feed)
+            self._unknown.end(feed)
             del self._doubts[feed]
         elif doubt.proved_ns:
             if feed.last_seen_s > doubt.begun_s:
@@ -243,26 +287,14 @@ class Coverage:
                 self._prove(feed, doubt)
             elif now_s >= doubt.fetch_at_s:
                 self._fetch(feed, doubt)
-        elif feed.unknown_reason in (NEVER, CUT, NO_SIGN) and self._carried_since(feed) < math.inf:
+        elif feed.unknown_reason in (NEVER, CUT, NO_SIGN) and self._carriers.since_s(feed) < math.inf:
             feed.unknown_reason = WAITING
 
     def _prove(self, feed: Feed, doubt: _Doubt) -> None:
         """Note that the exchange has nothing newer at this moment; until a row comes it is asked again (rule 3)."""
         doubt.proved_ns = self.time_ns()
         doubt.named_id, doubt.fetch_at_s = None, math.inf
-        self._know(feed)
-
-    def _know(self, feed: Feed) -> None:
-        feed.issued_id = None
-        if feed.unknown_since_ns is not None:
-            feed.unknown_since_ns, feed.unknown_reason = None, ""
-            self._known[feed.path.exchange].append(_short(feed))
-
-    def _tell_known(self) -> None:
-        self._known_told_s = self.now_s()
-        for exchange, names in self._known.items():
-            self.tell("known", exchange, count=len(names), feeds=names)
-        self._known.clear()
+        self._unknown.end(feed)
 
     def _fetch(self, feed: Feed, doubt: _Doubt) -> None:
         """Fetch what lies behind the newest row, unless rows that came live wait for it anyway."""
@@ -291,7 +323,7 @@ class Coverage:
         now_s = self.now_s()
         due: defaultdict[Newest, list[Feed]] = defaultdict(list)
         for feed, doubt in self._doubts.items():
-            if now_s >= doubt.ask_at_s and now_s >= self._carried_since(feed) + ASK_AFTER_S:
+            if now_s >= doubt.ask_at_s and now_s >= self._carriers.since_s(feed) + ASK_AFTER_S:
                 due[self._newest(feed)].append(feed)
         for newest, feeds in due.items():
             asking = self._asking.get(newest)
@@ -310,7 +342,7 @@ class Coverage:
         self._asking.clear()
 
     def _newest(self, feed: Feed) -> Newest:
-        return self.newest_of(self.links[self._links_of[feed][0]])
+        return self.newest_of(self.links[self._carriers.links_of[feed][0]])
 
     def _note_answer(self, asked: Mapping[Feed, tuple[_Doubt, int | None]], feed: Feed, answer: Answer) -> None:
         """Judge an answer (rule 4), unless a connection has ended since the question: then it is of before."""
@@ -320,7 +352,7 @@ class Coverage:
         doubt.ask_at_s = self.now_s() + doubt.pause_s
         doubt.pause_s = min(doubt.pause_s * 2, LONGEST_PROVED_PAUSE_S if doubt.proved_ns else LONGEST_PAUSE_S)
         match answer:
-            case NotNamed(reason) if self._carried_since(feed) < math.inf or not feed.unknown_reason:
+            case NotNamed(reason) if self._carriers.since_s(feed) < math.inf or not feed.unknown_reason:
                 self._explain(feed, doubt, f"the exchange cannot be asked: {reason}")
             case Named(id_):
                 self._judge(feed, doubt, id_, public_id)
@@ -352,7 +384,7 @@ class Coverage:
         elif doubt.named_id is not None and id_ >= doubt.named_id:
             feed.issued_id = doubt.named_id
         if not self._is_ending:
-            self._doubt({feed: since_ns}, NOT_FETCHED)
+            self._unknown.begin({feed: since_ns}, NOT_FETCHED)
         doubt.named_id = id_
         doubt.fetch_at_s = self.now_s() + ON_ITS_WAY_S
 
@@ -363,7 +395,7 @@ class Coverage:
         self.look()
         self._is_ending = True
         self._ask_no_more()
-        since_ns = {feed: self._last_sign_ns(feed) for feed in self._links_of}
+        since_ns = {feed: self._current_ns(feed, self._carriers.last_sign_ns(feed)) for feed in self._carriers.links_of}
         sure = {feed for feed in since_ns if self._is_sure(feed)}
         for feed in since_ns:
             doubt = self._doubts.setdefault(feed, _Doubt(self.now_s()))
@@ -385,13 +417,9 @@ class Coverage:
         for feed in feeds:
             by_exchange[self._newest(feed)].append(feed)
         await asyncio.gather(*(self._ask_about(newest, some, AT_THE_STOP) for newest, some in by_exchange.items()))
-        while any(doubt.named_id is not None and self._may_come(doubt) for doubt in self._doubts.values()):
+        while any(doubt.named_id is not None and _may_come(doubt) for doubt in self._doubts.values()):
             await asyncio.sleep(SETTLE_INTERVAL_S)
             self.look()
-
-    def _may_come(self, doubt: _Doubt) -> bool:
-        """Tell whether rows that the exchange has named are still waited for."""
-        return doubt.fetch_at_s < math.inf or (doubt.fetching is not None and not doubt.fetching.done())
 
     def _give_up(self, since_ns: Mapping[Feed, int]) -> None:
         """Put on record what could not be settled."""
@@ -403,20 +431,21 @@ class Coverage:
                 by_reason[doubt.reason][feed] = at_ns
                 self._explain(feed, doubt, doubt.reason)
         for reason, some in by_reason.items():
-            self._doubt(some, reason)
-        self._tell_known()
+            self._unknown.begin(some, reason)
+        self._unknown.tell_known()
         self._is_over = True
 
     def _is_sure(self, feed: Feed) -> bool:
         """Tell whether it is known up to this moment, without a question."""
         usual_s = max(SURE_FOR_S, USUAL_INTERVALS * feed.interval_s)
-        is_heard = any(self._is_heard(link, SURE_FOR_S) for link in self._links_of[feed])
+        is_heard = self._carriers.any_heard(feed, SURE_FOR_S)
         return feed.unknown_since_ns is None and is_heard and self.now_s() - feed.last_seen_s < usual_s
-
-    def _last_sign_ns(self, feed: Feed) -> int:
-        heard_ns = max((link.received_ns for link in self._links_of[feed] if link.open), default=0)
-        return self._current_ns(feed, heard_ns)
 
 
 def _short(feed: Feed) -> str:
     return f"{feed.path.stream}/{feed.path.symbol}"
+
+
+def _may_come(doubt: _Doubt) -> bool:
+    """Tell whether rows that the exchange has named are still waited for."""
+    return doubt.fetch_at_s < math.inf or (doubt.fetching is not None and not doubt.fetching.done())

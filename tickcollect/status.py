@@ -61,6 +61,7 @@ UPLOAD_EVERY_H = 26
 """An upload is due every night; two hours more than a day are left for one that takes long."""
 NAMES_TOLD = 3
 """A trouble of many feeds names this many and counts the others."""
+REASONS_TOLD = 3
 DRAWN_WITHIN_S = 1.0
 """How long the end of the live view waits for a terminal that does not take its output."""
 
@@ -535,7 +536,9 @@ def doubted(snapshot: Snapshot) -> Snapshot:
 def unknown_text(feeds: Sequence[FeedStatus], now_ns: int) -> str:
     """Say since when it is not known of `feeds`, of which there is at least one, whether IDs are missing, and why."""
     since_ns = min(feed.unknown_since_ns or now_ns for feed in feeds)
-    reasons = "; ".join(dict.fromkeys(feed.unknown_reason for feed in feeds if feed.unknown_reason))
+    found = list(dict.fromkeys(feed.unknown_reason for feed in feeds if feed.unknown_reason))
+    more = [f"and {len(found) - REASONS_TOLD:,} more reasons"] if len(found) > REASONS_TOLD else []
+    reasons = "; ".join(found[:REASONS_TOLD] + more)
     named = _named([replace(feed, note="") for feed in feeds])
     return f"it is not known since {second(since_ns, now_ns)} whether IDs are missing of {named}: {reasons}"
 
