@@ -142,11 +142,6 @@ class Keeper:
             found, self._found = self._found, []
             return found
 
-    @property
-    def has_read(self) -> bool:
-        """Whether the disk has answered, so that what was there before is known."""
-        return self._found is not None
-
     def keep(self, channels: Mapping[str, Any], instead_of: Iterable[Path] = ()) -> None:
         """Have this written as soon as the disk is ready; the files `instead_of` which it stands are then deleted."""
         with self._changed:

@@ -193,6 +193,8 @@ class Alerts:
         self._overflow: Counter[str] = Counter()
         self._overflow_lost: Counter[str] = Counter()
         self._keeper: Keeper | None = None
+        self._has_taken_up = False
+        """What an earlier run left is known; until then nothing may be written in its place."""
         self._kept: tuple[int, ...] = ()
         self._kept_s = -math.inf
         self._instead_of: list[Path] = []
@@ -291,7 +293,9 @@ class Alerts:
 
     def _take_up(self) -> None:
         """Take over what earlier runs and other programs wrote down."""
-        for found in (self._keeper.found() if self._keeper is not None else None) or ():
+        all_found = self._keeper.found() if self._keeper is not None else None
+        self._has_taken_up = self._has_taken_up or all_found is not None
+        for found in all_found or ():
             _share_out(found, [poster.outbox for poster in self._posters])
             self._instead_of.append(found.path)
             for poster in self._posters:
@@ -299,7 +303,7 @@ class Alerts:
 
     def _keep(self) -> bool:
         """Have what is not sent written down, if anything of it changed. Tell whether it is, or will be."""
-        if self._keeper is None or not self._keeper.has_read:
+        if self._keeper is None or not self._has_taken_up:
             return False
         marks = (self._incidents.changes, *(poster.outbox.changes for poster in self._posters))
         if marks != self._kept or self._instead_of:
