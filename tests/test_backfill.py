@@ -20,6 +20,7 @@ from tickcollect.backfill import Account, Backfill, Job, accounts, closed_by
 from tickcollect.events import RowCheck
 from tickcollect.exchanges.binance import MARKETS
 from tickcollect.feed import Inbox
+from tickcollect.gaps import ABSENCE_AGAIN_S
 from tickcollect.journal import Entry
 from tickcollect.repair import history_of
 from tickcollect.rest import BannedError, Rest
@@ -252,8 +253,11 @@ def test_absence_needs_two_answers_far_apart(tmp_path: Path, market: str) -> Non
             assert found.spans("absence_seen") == [(102, 103)]
             assert (found.spans("absent"), found.feed.absent) == ([], 0)
             assert found.feed.open.holds(102)
+            assert (100 in found.stored()) == (market == "binance")
             await found.settle()
             assert found.spans("absent") == [(102, 103)]
+            begun = {int(path.stem.rpartition("-")[2]) for path in found.feed.segments.directory.glob("*.csv")}
+            assert begun == ({98, 100, 104, 105} if market == "binance" else {98, 100, 105})
             assert sorted(found.stored()) == [98, 99, 100, 101, 104, 105, 106]
             assert (found.feed.open.spans, found.feed.absent) == ([], 2)
 
@@ -487,8 +491,30 @@ def test_rows_of_history_that_no_row_may_hold(tmp_path: Path) -> None:
             found.gap(100, 104)
             await found.settle()
             assert sorted(found.stored()) == list(range(98, 107))
-            assert len(found.spans("fill_waits")) == 1
+            (waits,) = [facts for kind, facts in found.told if kind == "fill_waits"]
+            assert "no row may hold" in waits["detail"]
             assert len(found.quarantined) == 1
+
+    run(test)
+
+
+def test_a_segment_ends_at_an_absent_id(tmp_path: Path) -> None:
+    """Where each ID has a row, the names of the files must show an absent one between them."""
+
+    async def test() -> None:
+        async with scene(tmp_path) as found:
+            publish(found, 100, 101, 104)
+            found.write_live(98, 99)
+            found.write_live(105, 106)
+            evil = found.exchange.rows(99)
+            evil[1]["price"] = "1_0"
+            found.exchange.lies = [lambda _: evil]
+            found.gap(100, 104)
+            found.filling._planned[0].pause_s = ABSENCE_AGAIN_S
+            await found.settle()
+            assert sorted(found.stored()) == [98, 99, 100, 101, 104, 105, 106]
+            assert found.spans("absent") == [(102, 103)]
+            assert len(found.spans("fill_waits")) == 1
 
     run(test)
 

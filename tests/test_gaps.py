@@ -359,6 +359,17 @@ def test_the_other_connection_may_still_be_in_the_old_numbering() -> None:
     assert sequence.held == 0
 
 
+def test_rows_of_the_old_numbering_that_were_not_seen_are_refused() -> None:
+    """What a slower connection brings of the old numbering behind its end is no hole of the new one."""
+    sequence = old()
+    take(sequence, 1, (1, 6), (2, 7), (3, 7))
+    take(sequence, 2, (1020, 5), (1021, 5), prefix="old ")
+    take(sequence, 2, (1, 6), (2, 7), (3, 7))
+    steps = sequence.expire(10.0)
+    assert [step.id for step in steps if isinstance(step, Refused)] == [1020, 1021]
+    assert sequence.next_id == 4
+
+
 def test_both_connections_bring_the_first_row_of_a_new_numbering() -> None:
     """Whichever connection goes on with it proves it, and the other's rows are copies."""
     sequence = old()
@@ -405,10 +416,10 @@ def test_a_row_of_a_gap_is_late_and_no_new_numbering() -> None:
 def test_history_does_not_overwrite_a_held_row() -> None:
     """What came live stays when history brings the same ID."""
     sequence = begun()
-    sequence.take([3, 4], [T0, T0], ["live 3", "live 4"], 0.0)
-    steps = sequence.fill([2, 3], [T0, T0], ["history 2", "history 3"], 0.5)
-    assert written(steps) == ["history 2", "live 3", "live 4"]
-    assert [step for step in steps if isinstance(step, Copies)] == [Copies([3], ["history 3"])]
+    sequence.take([4, 5], [T0, T0], ["live 4", "live 5"], 0.0)
+    assert sequence.fill([3, 4], [T0, T0], ["history 3", "history 4"], 0.5) == [Copies([4], ["history 4"])]
+    steps = sequence.fill([2], [T0], ["history 2"], 0.5)
+    assert written(steps) == ["history 2", "history 3", "live 4", "live 5"]
 
 
 def test_the_same_id_again_does_not_contradict() -> None:

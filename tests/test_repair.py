@@ -194,6 +194,25 @@ def test_a_gap_at_the_end_of_what_history_reaches() -> None:
     assert isinstance(found[0], Lost)
 
 
+def test_what_cannot_be_had_any_more_is_lost_and_anything_else_is_not() -> None:
+    """A symbol that is no more stays gone; a refusal that nobody knows may be another one tomorrow."""
+    gone = BadRequestError("Invalid symbol.", code=-1121)
+    (lost,), _ = outcomes(Answers(gone), SMALL, 100, 104)
+    assert isinstance(lost, Lost)
+    assert (lost.first, lost.last) == (100, 104)
+    with pytest.raises(BadRequestError):
+        outcomes(Answers(BadRequestError("Mandatory parameter.", code=-2000)), SMALL, 100, 104)
+
+
+def test_an_answer_that_lacks_a_known_row_shows_nothing_absent() -> None:
+    """A row behind the gap that exists is not in the answer, so others that exist may not be, either."""
+    beside = Beside(known(99), known(105, 106, 107))
+    found, _ = outcomes(Answers(published=[99, 100, 105, 107, 108]), beside, 100, 104)
+    assert (ids(found), lacking(found)) == ([100], [])
+    found, _ = outcomes(Answers(published=[99, 100, 105, 107, 108]), replace(beside, all_public=False), 100, 104)
+    assert lacking(found) == [(101, 104)]
+
+
 def test_another_scale_of_a_number_is_the_same_number() -> None:
     """The stream writes `1.50000000` where history writes `1.5`."""
     beside = Beside([replace(known(99)[0], quantity=Decimal("1.50000000"))], known(105))

@@ -756,7 +756,27 @@ def test_a_late_answer_for_a_declared_hole_is_not_told_as_filled(tmp_path: Path)
             assert not found.events("filled")
             assert only(found).open.spans == [(2, 3)]
             assert (only(found).copies, only(found).filled) == (0, 0)
+            assert only(found).given.spans == []
             assert list(found.files()) == ["2026-07-14-1", "2026-07-14-4"]
+
+    run(test)
+
+
+def test_a_gap_is_in_the_journal_before_its_segment_ends(tmp_path: Path) -> None:
+    """Whoever is killed when the next rows are in a file leaves a journal that knows of the gap before them."""
+
+    async def test() -> None:
+        async with desk(tmp_path) as found:
+            journaled: list[int] = []
+            known_at_end: list[bool] = []
+            found.writer.write_journal = lambda: journaled.append(len(found.events("gap")))
+            found.writer.ended = lambda segments, _: known_at_end.append(bool(segments and journaled and journaled[-1]))
+            async with found.writing():
+                found.put(trade(1))
+                await found.settled()
+                found.put(trade(4), trade(5))
+                await until(lambda: bool(found.events("gap")))
+            assert known_at_end[0]
 
     run(test)
 
