@@ -177,7 +177,7 @@ class Coverage:
     _doubts: dict[Feed, _Doubt] = field(default_factory=dict)
     _baselines: dict[Feed, int] = field(default_factory=dict)
     """Of feeds without a row: the newest ID that the exchange named first, -1 for none. What is newer is missing."""
-    _asking: dict[Newest, asyncio.Task[None]] = field(default_factory=dict)
+    _asking: dict[tuple[Newest, Manner], asyncio.Task[None]] = field(default_factory=dict)
     _known_told_s: float = -math.inf
     _is_ending: bool = False
     _is_over: bool = False
@@ -317,20 +317,23 @@ class Coverage:
     # --- Asking -----------------------------------------------------------------------------------------------------
 
     def _ask(self) -> None:
-        """Ask each exchange about the feeds that are due, if it is not being asked (rule 3)."""
+        """Ask each exchange about the feeds that are due, if it is not being asked (rule 3).
+
+        Those behind whose rows something may be missing do not wait for those that only may have traded since.
+        """
         if self._is_ending or not self.can_read():
             return
         now_s = self.now_s()
-        due: defaultdict[Newest, list[Feed]] = defaultdict(list)
+        due: defaultdict[tuple[Newest, Manner], list[Feed]] = defaultdict(list)
         for feed, doubt in self._doubts.items():
             if now_s >= doubt.ask_at_s and now_s >= self._carriers.since_s(feed) + ASK_AFTER_S:
-                due[self._newest(feed)].append(feed)
-        for newest, feeds in due.items():
-            asking = self._asking.get(newest)
+                is_urgent = not doubt.proved_ns and feed.newest_id is not None
+                due[self._newest(feed), WHILE_COLLECTING if is_urgent else TO_BE_SURE].append(feed)
+        for key, feeds in due.items():
+            asking = self._asking.get(key)
             if asking is None or asking.done():
-                urgent = [feed for feed in feeds if not self._doubts[feed].proved_ns]
-                manner = WHILE_COLLECTING if urgent else TO_BE_SURE
-                self._asking[newest] = asyncio.create_task(self._ask_about(newest, urgent or feeds, manner))
+                newest, manner = key
+                self._asking[key] = asyncio.create_task(self._ask_about(newest, feeds, manner))
 
     async def _ask_about(self, newest: Newest, feeds: Sequence[Feed], manner: Manner) -> None:
         asked = {feed: (self._doubts[feed], feed.newest_public_id) for feed in feeds}

@@ -4,7 +4,7 @@ Rules:
 
 1. A silent feed is no gap, because only a later ID proves one. So a feed that is silent for much longer than it usually
    is gets one look at the exchange: has its market traded past our last ID? All that are silent are asked about in as
-   few requests as the exchange allows (`newest`), and those first whose rows have stopped coming.
+   few requests as the exchange allows (`newest`); those whose rows have stopped coming do not wait for the others.
 2. If it has not, the market is quiet, and the next look comes later. If it has, the stream is subscribed again; and if
    that does not help, or nothing ever came (a stream on a wrong route is acknowledged and stays silent), the connection
    is dropped for a new one. What was missed is unknown until then, and fetched (`coverage`).
@@ -39,6 +39,8 @@ SILENT_INTERVALS = 20
 SUBSCRIBED_AGAIN_S = 5.0
 SILENCE_LOOK_S = 1.0
 LOOK = Manner(Purpose.LOOK, admitted_within_s=20.0)
+LOOK_AT_STOPPED = Manner(Purpose.SETTLE, admitted_within_s=20.0)
+"""For feeds whose rows have stopped coming: hundreds that never had one do not hold this up."""
 LONGEST_QUIET_CHECK_S = 3600.0
 CLOCK_LOOK_S = 1.0
 CLOCK_STEP_S = 1.0
@@ -80,7 +82,7 @@ class SilenceWatch:
     can_read: Callable[[], bool]
     """Whether rows are read at present; while they are not, it is we who are silent."""
     _silences: dict[Feed, _Silence] = field(default_factory=dict)
-    _asking: dict[Newest, asyncio.Task[None]] = field(default_factory=dict)
+    _asking: dict[tuple[Newest, Manner], asyncio.Task[None]] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Look for silent feeds, until cancelled; a ban or a slow answer holds up the looks at that exchange only."""
@@ -94,15 +96,16 @@ class SilenceWatch:
                 task.cancel()
 
     def _look(self, now_s: float) -> None:
-        silent: dict[Newest, dict[Feed, LinkState]] = {}
+        silent: dict[tuple[Newest, Manner], dict[Feed, LinkState]] = {}
         for state, venue in list(self.links.items()):
             for feed in self.feeds_of(state):
                 if self._is_silent(feed, state, now_s):
-                    silent.setdefault(self.newest_of(venue), {})[feed] = state
-        for newest, feeds in silent.items():
-            asking = self._asking.get(newest)
+                    manner = LOOK_AT_STOPPED if feed.last_seen_s > state.connected_at_s else LOOK
+                    silent.setdefault((self.newest_of(venue), manner), {})[feed] = state
+        for key, feeds in silent.items():
+            asking = self._asking.get(key)
             if asking is None or asking.done():
-                self._asking[newest] = asyncio.create_task(self._look_into(newest, feeds, now_s))
+                self._asking[key] = asyncio.create_task(self._look_into(*key, feeds, now_s))
 
     def _is_silent(self, feed: Feed, state: LinkState, now_s: float) -> bool:
         """Tell whether a feed has been silent for so long, by its own rate, that the exchange should be asked."""
@@ -124,14 +127,14 @@ class SilenceWatch:
             )
         return now_s - since_s > silence.check_after_s
 
-    async def _look_into(self, newest: Newest, silent: Mapping[Feed, LinkState], now_s: float) -> None:
+    async def _look_into(self, newest: Newest, manner: Manner, silent: Mapping[Feed, LinkState], now_s: float) -> None:
         """Ask once whether the markets have traded past our last IDs, before anybody is alarmed."""
-        first_s = {feed: self._silences[feed].since_s for feed in silent}
-        had_data = {feed: feed.last_seen_s > state.connected_at_s for feed, state in silent.items()}
-        asked = sorted(silent, key=lambda feed: (not had_data[feed], first_s[feed]))
-        await newest.ask(
-            asked, LOOK, lambda feed, answer: self._judge(feed, silent[feed], answer, first_s[feed], now_s)
-        )
+        since_s = {feed: self._silences[feed].since_s for feed in silent}
+
+        def judge(feed: Feed, answer: Answer) -> None:
+            self._judge(feed, silent[feed], answer, since_s[feed], now_s)
+
+        await newest.ask(sorted(silent, key=since_s.__getitem__), manner, judge)
 
     def _judge(self, feed: Feed, state: LinkState, answer: Answer, since_s: float, now_s: float) -> None:
         """Decide what an answer means for a feed that was silent since `since_s` when it was asked about."""
