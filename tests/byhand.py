@@ -66,6 +66,11 @@ class ByHand:
 
         self.do(abort)
 
+    def announce_shutdown(self) -> None:
+        """Say on every connection that this server will shut down, as spot does since 2026-05."""
+        notice = json.dumps({"e": "serverShutdown", "E": time.time_ns() // 1_000_000})
+        self.do(lambda: broadcast(list(self._connections), notice))
+
     def listeners(self, symbol: str) -> int:
         """Return how many connections have asked for a symbol's trades."""
         return sum(f"{symbol.lower()}@trade" in streams for streams in self._connections.values())

@@ -214,6 +214,38 @@ def test_a_subscription_that_is_acknowledged_and_dead_is_asked_about_again(progr
         run.stop()
 
 
+def test_feeds_of_an_exchange_that_is_away_are_not_vouched_for(programs: Programs) -> None:
+    """One exchange collects, the other lets nobody in and hangs: the stop says it of the other's feeds only."""
+    with by_hand(BTC) as exchange, by_hand(ETH) as away:
+        away.lets_in = lambda _: False
+        away.rest = hangs
+        run, data_dir = started(programs, exchange, away)
+        collected(run, exchange, data_dir)
+        until_unknown(run, data_dir, ETH)
+        ended = run.stop()
+    assert not claims_all(ended)
+    assert "(1 feed): not connected yet" in ended.out
+    known = {name for entry in journal(data_dir, "known") for name in entry["feeds"]}
+    assert known == {"trade/BTCUSDT"}
+
+
+def test_a_connection_that_is_replaced_leaves_nothing_unknown(programs: Programs) -> None:
+    """A renewal opens the new connection first, so that nothing is doubted in between."""
+    with by_hand() as exchange:
+        run, data_dir = started(programs, exchange)
+        collected(run, exchange, data_dir)
+        exchange.announce_shutdown()
+        run.until(lambda: exchange.listeners(BTC) == 2)
+        exchange.issue(BTC, 3)
+        run.until(lambda: journal(data_dir, "renewed"))
+        exchange.issue(BTC, 3)
+        run.until(lambda: feed_of(data_dir)["rows"] == 11)
+        ended = run.stop()
+    assert len(journal(data_dir, "unknown")) == 1, "that of the start"
+    assert claims_all(ended)
+    assert lacking(exchange, data_dir) == {}
+
+
 def test_one_of_two_connections_is_enough(programs: Programs) -> None:
     """With REDUNDANCY 2 nothing becomes unknown while one connection carries on."""
     with by_hand() as exchange:

@@ -70,7 +70,10 @@ Examples:
 @click.option("--ws-url", help="Another websocket host: a testnet, data-stream.binance.vision, a local server.")
 @click.option("--rest-url", help="Its REST host.  [default: the one that belongs to --ws-url]")
 def run(config_path: Path | None, symbols: tuple[str, ...], **options: Any) -> None:
-    """Collect until stopped: Ctrl-C or SIGTERM ends in order, a second one at once."""
+    """Collect until stopped: Ctrl-C or SIGTERM ends in order, a second one at once.
+
+    0 stopped in order; the last lines and `tickcollect status` say whether IDs are missing, and what is not known.
+    """
     config = _config(config_path, symbols, options)
     with _failures_told():
         summary = asyncio.run(_collect(config))
@@ -502,7 +505,7 @@ async def _collect(config: "Config") -> "Summary":
 
 def _proved(summary: "Summary") -> str:
     """Say what is missing and what is not known; that nothing is missing is said only where it is known."""
-    from tickcollect.status import second
+    from tickcollect.status import REASONS_TOLD, second
 
     parts = [f"{summary.missing:,} IDs are missing, see journal.jsonl"] if summary.missing else []
     if not summary.connections:
@@ -510,7 +513,10 @@ def _proved(summary: "Summary") -> str:
     elif summary.unknown_feeds:
         since = second(summary.unknown_since_ns or 0, time.time_ns())
         feeds = f"{summary.unknown_feeds:,} feed{'' if summary.unknown_feeds == 1 else 's'}"
-        reasons = "; ".join(summary.unknown_reasons)
+        more = len(summary.unknown_reasons) - REASONS_TOLD
+        reasons = "; ".join(
+            (*summary.unknown_reasons[:REASONS_TOLD], *([f"and {more} more reasons"] if more > 0 else []))
+        )
         parts.append(f"it is not known since {since} whether IDs are missing ({feeds}): {reasons}")
     return "; ".join(parts) or "no ID is missing up to the stop"
 
