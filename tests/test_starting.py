@@ -1,5 +1,6 @@
 """How a run starts when not all is well: exchanges that do not answer, lists that lack symbols, bans, disks, files."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -16,8 +17,12 @@ from typing import Any
 import pytest
 from conftest import GAPS_STAY, Exchange, Program, Programs, exchange, journal, rows, status_of
 
+from tickcollect import listings
+from tickcollect.config import CollectEntry, Config
 from tickcollect.dataset.replay import Answer, Behaviour, GeneratedMarket, Request
+from tickcollect.exchanges.binance import ExchangeInfo
 from tickcollect.listings import FILE_NAME, Kept, ListingsFile
+from tickcollect.venues import venues
 
 START_MS = 1_784_000_000_000
 SPOT, OTHER_SPOT = "binance/trade/BTCUSDT", "binance/trade/ETHUSDT"
@@ -303,6 +308,41 @@ def test_a_kept_ban_ends(until: timedelta | None, seen: timedelta | None, left: 
     assert kept.ban_left_s(NOW) == left.total_seconds()
 
 
+def test_lists_are_written_when_they_change_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two addresses of one exchange that share their REST address do not write over each other for ever."""
+    monkeypatch.setattr(listings, "KEPT_WITHIN_S", 0.0)
+    two = [
+        CollectEntry(exchange="binance", symbols=("BTCUSDT",), ws_url=f"ws://{n}", rest_url="http://r") for n in "ab"
+    ]
+    written: list[float] = []
+
+    async def live() -> None:
+        found = venues(Config(collect=tuple(two)))
+        lists = [listings.Listing(venue, no_tell, asyncio.Event()) for venue in found]
+        for one in lists:
+            one.info = ExchangeInfo({"BTCUSDT": "TRADING"}, 6000)
+        keeper = listings.Keeper(lists, ListingsFile(tmp_path, no_tell))
+
+        async def write(call: Callable[[], None]) -> None:
+            call()
+            written.append(asyncio.get_running_loop().time())
+
+        task = asyncio.create_task(keeper.run(write))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        task.cancel()
+        for venue in found:
+            await venue.rest.close()
+
+    asyncio.run(live())
+    assert len(written) == 1
+    assert [kept.symbols for kept in ListingsFile(tmp_path, no_tell).read().values()] == [{"TRADING": ["BTCUSDT"]}]
+
+
+def no_tell(event: str, subject: str, /, **_: object) -> None:
+    """Take no note of anything."""
+
+
 DAMAGED = {
     "empty": b"",
     "torn": b'[{"exchange":"binance","rest_url":"x","symb',
@@ -400,12 +440,14 @@ def test_a_start_waits_for_the_disk(
         with path.open("ab") as file:
             file.write(torn)
         mend = trouble(disk)
-        run = collecting(programs, data_dir, entry(spot))
+        log = disk / "log.txt"
+        run = collecting(programs, data_dir, entry(spot), LOG_FILE=str(log))
         run.until_said("Collecting waits" if trouble is not fill else "disk is full")
         mend()
         until_more(run, data_dir, SPOT)
         assert run.stop().code == 0
         assert rows(data_dir, SPOT)
+        assert "stopped after" in log.read_text("utf-8")
 
 
 @as_root
@@ -445,6 +487,16 @@ def test_a_file_in_place_of_the_data_directory_is_a_mistake(programs: Programs, 
         ended = collecting(programs, tmp_path / "data", entry(spot)).wait()
     assert ended.code == 2
     assert "DATA_DIR" in ended.err
+    assert "Traceback" not in ended.said
+
+
+def test_a_journal_that_cannot_be_one_ends_the_start(programs: Programs, tmp_path: Path) -> None:
+    """Without the record nobody knows which IDs are missing: one line, and a code after which it is started again."""
+    (tmp_path / "data/journal.jsonl").mkdir(parents=True)
+    with answering("binance") as (spot, _):
+        ended = collecting(programs, tmp_path / "data", entry(spot)).wait()
+    assert ended.code == 1
+    assert "journal.jsonl" in ended.err.splitlines()[-1]
     assert "Traceback" not in ended.said
 
 

@@ -253,24 +253,41 @@ class Collector:
         Returns those that could not be opened; nothing of them is held. The disk's work has a thread of its own, in
         which one feed is opened after the other, so that a stop waits for one at most.
         """
-        opened: dict[Waiting, Feed] = {}
-        failed: dict[Waiting, Exception] = {}
         try:
             damages = await self._opening(self._look_for_damage, listing, feeds)
-            for one in feeds:
-                try:
-                    opened[one] = await self._opening(self._open_feed, listing, one.stream, one.symbol, damages)
-                except NOT_OPENED as error:
-                    failed[one] = error
+        except NOT_OPENED as error:
+            return dict.fromkeys(feeds, error)
+        opened: dict[Waiting, Feed] = {}
+        failed: dict[Waiting, Exception] = {}
+        for one in feeds:
+            try:
+                opened[one] = await self._opening(self._open_feed, listing, one.stream, one.symbol, damages)
+            except NOT_OPENED as error:
+                failed[one] = error
+        failed |= await self._take_up(opened)
+        begun = [feed for one, feed in opened.items() if one not in failed]
+        if begun and not self.feeds:
+            with contextlib.suppress(JournalError):  # it was read a moment ago, and what is wrong with it now is told
+                await self._opening(self._look_for_crash, begun)
+        await self._opening(self._write_records)  # before what a recovery has ended is sealed
+        self._add(listing, begun)
+        return failed
+
+    async def _take_up(self, opened: Mapping[Waiting, Feed]) -> Failures:
+        """Take up the gaps of feeds that were opened; let go those whose files or journal cannot be read."""
+        try:
             await self._opening(self._take_up_gaps, list(opened.values()))
-            if opened and not self.feeds:
-                await self._opening(self._look_for_crash, list(opened.values()))
-        except JournalError as error:
-            for one, feed in opened.items():
+        except NOT_OPENED as error:
+            logger.debug("gaps cannot be taken up at once: {}", error)
+        else:
+            return {}
+        failed: dict[Waiting, Exception] = {}
+        for one, feed in opened.items():
+            try:
+                await self._opening(self._take_up_gaps, [feed])
+            except NOT_OPENED as error:
                 self._let_go(feed)
                 failed[one] = error
-        else:
-            self._add(listing, list(opened.values()))
         return failed
 
     async def _opening(self, work: Callable[..., Result], *arguments: object) -> Result:
@@ -288,7 +305,8 @@ class Collector:
         self.measured.feeds = {feed.name: feed.meter for feed in self.feeds}
         by_name = {stream_name(feed.path.symbol, feed.path.stream): feed for feed in feeds}
         for feed in feeds:
-            self._ended(self._finished.pop(feed), feed)
+            for segment in self._finished.pop(feed):
+                self.sealing.put_nowait((feed, segment))
             for first, last in list(feed.open.spans):
                 self._fetch_later(feed, first, last)
             for first, last in reversed(feed.unconfirmed.spans) if self.config.backfill else ():
@@ -465,7 +483,11 @@ class Collector:
     def _look_for_damage(self, listing: Listing, feeds: Sequence[Waiting]) -> Damages:
         """Read what the journal says of the sealed files that are here."""
         root = self.config.data_dir
-        here = sealed_files(root, [FeedPath(listing.venue.market.name, one.stream, one.symbol) for one in feeds])
+        paths = []
+        for one in feeds:
+            with contextlib.suppress(NameRefusedError):  # which is told when that feed is opened
+                paths.append(FeedPath(listing.venue.market.name, one.stream, one.symbol))
+        here = sealed_files(root, paths)
         on_record = OnRecord(here)
         with contextlib.suppress(JournalError):  # which is told when gaps are taken up
             on_record.take(journal_entries(root / "journal.jsonl", DAMAGE_KINDS) if here else ())
@@ -655,7 +677,7 @@ class Collector:
 
     async def close(self) -> Summary:
         """Hand over what is held, make it safe, seal if asked, and tell what was done; nothing if nothing had begun."""
-        if not self.starting.begun:
+        if not self.feeds:
             self.state = "stopped"
             return NOTHING_DONE
         held = {feed: feed.sequence.newest_known_id or 0 for feed in self.feeds if feed.sequence.held}
@@ -696,15 +718,19 @@ class Collector:
 
     async def release(self) -> None:
         """Put on record what was not yet, and give everything back; the locks last, when nothing works any more."""
-        with contextlib.suppress(TimeoutError):
+        held = list(self._locks)
+        try:
             async with asyncio.timeout(STOP_WITHIN_S):
                 await self._opening(_nothing)  # a feed that is being opened when the stop comes
+            held = list(self._locks)
+        except TimeoutError:
+            held = self.feeds  # the lock of the other goes with the process, when its recovery is over
         if self.may_write.is_set():
             await self._loop.run_in_executor(self.syncer, self.quarantine.write)
             await self._loop.run_in_executor(self.syncer, self.happenings.sync)
         for executor in (self.opener, self.disk, self.syncer, self.sealer):
             executor.shutdown(wait=False, cancel_futures=True)
-        for feed in list(self._locks):
+        for feed in held:
             self._let_go(feed)
 
     # --- Beside the path -------------------------------------------------------------------------------------------

@@ -306,7 +306,7 @@ class Keeper:
     file: ListingsFile
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     _known: dict[tuple[str, str], Kept] = field(default_factory=dict)
-    _lists: dict[tuple[str, str], ExchangeInfo] = field(default_factory=dict)
+    _lists: dict[Listing, ExchangeInfo] = field(default_factory=dict)
 
     def take_up(self, kept: Mapping[tuple[str, str], Kept]) -> None:
         """Give each exchange what was kept of it; of a ban that goes on it is told, and nothing is asked until then."""
@@ -326,7 +326,7 @@ class Keeper:
     async def run(self, write: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
         """Write what has changed, for ever; `write` runs a call off the event loop."""
         while True:
-            lists = {_address(listing.venue): listing.info for listing in self.listings if listing.info is not None}
+            lists = {listing: listing.info for listing in self.listings if listing.info is not None}
             if news := self._news():
                 await write(partial(self.file.write, list(news.values())))
                 if not self.file.failing:
@@ -343,7 +343,7 @@ class Keeper:
             address = _address(venue)
             known = self._known.get(address) or Kept(exchange=address[0], rest_url=address[1])
             kept = known
-            if info is not None and not listing.doubted and info is not self._lists.get(address):
+            if info is not None and not listing.doubted and info is not self._lists.get(listing):
                 kept = replace(kept, symbols=_by_state(venue, info), listed_at=now)
             banned_s = min(venue.budget.closed_for_s(time.monotonic()), LONGEST_BAN_S)
             until = now + timedelta(seconds=banned_s)

@@ -107,6 +107,7 @@ class Starting:
         """Feeds that were begun."""
         self._feeds = list(self.waiting)
         self._compared: set[Listing] = set()
+        self._is_started = False
 
     def note_disk(self, trouble: str) -> None:
         """Note why the disk cannot be used at present, or "" that it can: each is told once."""
@@ -170,13 +171,12 @@ class Starting:
                 failures = await self.begin(listing, group)
                 failed |= failures
                 self._note_begun(listing, [feed for feed in group if feed not in failures])
-        is_first = self.begun == 0
-        self.begun += len(ready) - len(failed)
         if failed:
-            self._note_failed(failed, now_s, is_first=is_first)
+            self._note_failed(failed, now_s)
         if self.begun:
             self.note_disk("")
-        if self.begun and is_first:
+        if self.begun and not self._is_started:
+            self._is_started = True
             self.started(self.begun)
 
     def _note_begun(self, listing: Listing, begun: Sequence[Waiting]) -> None:
@@ -186,17 +186,18 @@ class Starting:
                 self.tell("feed_taken_up", feed.name)
         if listing in self._compared:
             self._tell_states(begun)
-        if self.begun and begun:
+        self.begun += len(begun)
+        if self._is_started and begun:
             self.tell("feeds_added", listing.venue.market.name, feeds=len(begun))
 
     # --- What cannot be opened ---------------------------------------------------------------------------------
 
-    def _note_failed(self, failed: Failures, now_s: float, *, is_first: bool) -> None:
+    def _note_failed(self, failed: Failures, now_s: float) -> None:
         """Tell what is left out, and plan when it is tried again (rule 4)."""
         errors = list(failed.values())
         is_all = self.begun == 0 and len(failed) == len(self.waiting)
         too_few_files = [error for error in errors if getattr(error, "errno", 0) == errno.EMFILE]
-        if is_first and too_few_files:
+        if too_few_files and not self._is_started:
             raise too_few_files[0]
         if is_all and not any(map(heals, errors)):
             raise next((error for error in errors if not isinstance(error, InUseError)), errors[0])
