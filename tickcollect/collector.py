@@ -53,7 +53,7 @@ from tickcollect.exchanges.binance import (
     stream_name,
 )
 from tickcollect.feed import ATTEMPTS_REMEMBERED_S, Attempts, Inbox, LinkState, Surroundings, keep
-from tickcollect.files import UNREADABLE
+from tickcollect.files import QUARANTINE, UNREADABLE
 from tickcollect.gaps import Ranges
 from tickcollect.happenings import Happenings, Quarantine, utc_text
 from tickcollect.journal import Journal, JournalError
@@ -179,7 +179,7 @@ class Collector:
         self.backfills: dict[Feed, Backfill] = {}
         self.may_write = asyncio.Event()  # set once files may be made: a mistake at a first start leaves none
         self._fetching: set[asyncio.Task[None]] = set()
-        self._unsealed: dict[Feed, list[tuple[int, int]]] = {}
+        self._files: dict[Feed, list[tuple[int, int]]] = {}  # by first and last ID, until gaps are taken up
         self.process = status.process_identity(os.getpid())
         self._rates: dict[str, status.Rate] = {}
         self._disk_rate = status.Rate(window_s=600.0)
@@ -334,7 +334,7 @@ class Collector:
         found = accounts(journal_entries(self.config.data_dir / "journal.jsonl"))
         for feed in feeds:
             account = found.get(feed.name, Account())
-            files = [*feed.segments.sealed_ids(), *self._unsealed[feed]]
+            files = self._files.pop(feed)
             on_disk = Ranges()
             for first, last in files:
                 on_disk.add(first, last)
@@ -463,9 +463,9 @@ class Collector:
         )
         self._locks[feed] = held
         try:
-            damaged = damages.move_away(path, _numbering(kind))
+            for damaged in damages.of(path, _numbering(kind)):
+                self._move_away(feed, damaged)
             self._recover(feed)
-            self._tell_damaged(feed, damaged)
         except BaseException:
             self._let_go(feed)
             raise
@@ -493,23 +493,23 @@ class Collector:
             on_record.take(journal_entries(root / "journal.jsonl", DAMAGE_KINDS) if here else ())
         return Damages(root, on_record)
 
-    def _tell_damaged(self, feed: Feed, damaged: Iterable[Damaged]) -> None:
-        """Tell which files were moved away; their IDs are missing, unless a store holds them."""
-        for one in damaged:
-            first, last = one.name.first_id, one.name.last_id or one.name.first_id
-            file, kept = (str(path.relative_to(self.config.data_dir)) for path in (one.path, one.kept))
-            detail = f"{one.detail}. It is now {kept}."
-            if not feed.segments.is_current(one.name):
-                detail = f"{file}: {detail} Its numbering has ended since; nobody can give its rows again."
-                self.tell("recovered", feed.name, detail=detail)
-                continue
+    def _move_away(self, feed: Feed, one: Damaged) -> None:
+        """Tell of a damaged file, and move it to quarantine; its IDs are missing, unless a store holds them."""
+        first, last = one.name.first_id, one.name.last_id or one.name.first_id
+        file = str(one.path.relative_to(self.config.data_dir))
+        if one.current:
             facts = {"store": one.store} if one.store else {}
-            if not one.store:
-                feed.open.add(first, last)
-            count = last - first + 1
+            count, detail = last - first + 1, f"{one.detail}. It goes to {QUARANTINE}/."
             self.tell(
                 "damaged", feed.name, file=file, first_id=first, last_id=last, count=count, detail=detail, **facts
             )
+            if not one.store:
+                feed.open.add(first, last)
+        else:
+            detail = f"{file}: {one.detail}. Its numbering has ended since; nobody can give its rows again."
+            self.tell("recovered", feed.name, detail=f"{detail} It goes to {QUARANTINE}/.")
+        self.happenings.write()
+        feed.segments.move_aside(one.path)
 
     def _let_go(self, feed: Feed) -> None:
         """Give back what a feed holds of the disk."""
@@ -554,7 +554,7 @@ class Collector:
 
     def _recover(self, feed: Feed) -> None:
         recovered = feed.segments.recover(this_boot())
-        self._unsealed[feed] = list(recovered.current)
+        self._files[feed] = [*feed.segments.sealed_ids(), *recovered.current]
         for line in recovered.lines:
             self.tell("recovered", feed.name, detail=line)
         for path in recovered.foreign:

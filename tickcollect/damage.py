@@ -6,7 +6,8 @@ Rules:
    damaged before is read whole, because a good copy may have been put in its place since. One without an entry is
    opened as its packing demands, as long as that takes no longer than a start may.
 2. Only what is known to be damaged is moved. A file that cannot be read at present (EIO, EACCES) stays, not judged.
-3. What a store was proved to hold is not missing; everything else of a damaged file is.
+3. What a store was proved to hold is not missing; everything else of a damaged file is. That is on record before the
+   file is moved: a process killed in between finds it damaged once more.
 """
 
 import time
@@ -18,7 +19,7 @@ from zipfile import ZipFile
 
 from tickcollect.files import UNREADABLE, FeedPath, SegmentName, chunks_of
 from tickcollect.journal import Entry
-from tickcollect.recovery import move_aside
+from tickcollect.recovery import is_current
 from tickcollect.salvage import Numbering
 from tickcollect.sealed import DamagedError, Inspection, SealRecord, UncheckableError
 
@@ -30,13 +31,14 @@ _MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A sealed file that was moved to `kept`; `store` was proved to hold what was sealed, if it is not empty."""
+    """A sealed file that is not what was sealed. `store`, if not empty, was proved to hold what was."""
 
     path: Path
     name: SegmentName
     detail: str
-    kept: Path
     store: str
+    current: bool
+    """Whether it is of the feed's present numbering."""
 
 
 @dataclass(slots=True)
@@ -96,15 +98,16 @@ class Damages:
     clock_s: Callable[[], float] = time.monotonic
     _spent_s: float = 0.0
 
-    def move_away(self, feed: FeedPath, numbering: Numbering) -> list[Damaged]:
-        """Move a feed's damaged files to quarantine, and return them. The caller holds the feed's lock."""
+    def of(self, feed: FeedPath, numbering: Numbering) -> list[Damaged]:
+        """Return a feed's damaged files; the caller, who holds the feed's lock, tells them and moves them away."""
         found = []
         for file in sorted(sealed_files(self.root, [feed])):
             path = self.root / file
             name = feed.parse(path.name)
             detail = "" if name is None else self._detail(feed, path, name, numbering, file)
-            if name is not None and detail and (kept := move_aside(self.root, feed, path)) is not None:
-                found.append(Damaged(path, name, detail, kept, self.record.stores.get(file, "")))
+            if name is not None and detail:
+                store = self.record.stores.get(file, "")
+                found.append(Damaged(path, name, detail, store, is_current(self.root, feed, name)))
         return found
 
     def _detail(self, feed: FeedPath, path: Path, name: SegmentName, numbering: Numbering, file: str) -> str:

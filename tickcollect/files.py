@@ -186,8 +186,10 @@ def _write_zip(file: IO[bytes], member: str, day: int) -> Iterator[IO[bytes]]:
 def _read_zip(file: IO[bytes]) -> Iterator[IO[bytes]]:
     try:
         archive = zipfile.ZipFile(file)
-        (name,) = archive.namelist()
-        member = archive.open(name)
+        (entry,) = archive.infolist()
+        if entry.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+            raise zipfile.BadZipFile("packed by another method")
+        member = archive.open(entry)
     except (RuntimeError, ValueError, struct.error) as error:
         raise zipfile.BadZipFile(str(error)) from error  # a damaged header may ask for anything, passwords included
     except OSError as error:

@@ -444,6 +444,15 @@ def sealed_spans(directory: Path, feed: FeedPath, record: Record) -> list[tuple[
     ]
 
 
+def is_current(root: Path, feed: FeedPath, name: SegmentName) -> bool:
+    """Tell whether a file is of the feed's present numbering; one whose rows cannot be read is, if its day allows."""
+    try:
+        record = read_record(record_path(root, feed)) or Record()
+    except ValueError:
+        record = Record()
+    return record.numbering_of(name, FirstTimes(feed.directory(root), feed)) == len(record.restarts)
+
+
 def _unbroken_from(start: int, stretch: Stretch) -> bool:
     for rows in stretch:
         if rows.start != start:

@@ -449,11 +449,6 @@ class Segments:
             if name is not None and not name.temporary and self._record.numbering_of(name, times) == current
         ]
 
-    def is_current(self, name: SegmentName) -> bool:
-        """Tell whether a file, perhaps one that is gone, is of the present numbering as far as its name tells."""
-        times = FirstTimes(self.directory, self.feed)
-        return self._record.numbering_of(name, times) == len(self._record.restarts)
-
     def renumber(self, first_id: int, last_id: int, time: int) -> list[Segment]:
         """Begin a new numbering: ID `first_id`, traded at `time` (as sent), comes after `last_id` of the one before.
 
