@@ -125,9 +125,11 @@ SCRIPT = LIFE.format(
 )
 
 REFUSED = {"full disk": "error=ENOSPC", "I/O error": "error=EIO"}
+OTHERS = {"no descriptor": "error=EMFILE", "stale": "error=ESTALE", "no right": "error=EACCES"}
+"""What a process that has used up its limit, a network file system, or somebody's `chmod` makes of an `open`."""
 KILLED = {"kill": "signal=SIGKILL"}
 POINTS: dict[str, Sequence[str]] = {
-    "openat": (*REFUSED, *KILLED),
+    "openat": (*REFUSED, *OTHERS, *KILLED),
     "write": (*REFUSED, *KILLED),
     "fsync": (*REFUSED, *KILLED),
     "fdatasync": (*REFUSED, *KILLED),
@@ -159,9 +161,9 @@ def strace() -> str:
 
 def traced(strace: str, log: Path, call: str, fault: str, n: int, paths: Sequence[Path]) -> list[str]:
     """Return the command that lets the n-th `call` on one of `paths` fail."""
-    inject = f"inject={call}:{(REFUSED | KILLED)[fault]}:when={n}"
+    inject = f"inject={call}:{(REFUSED | OTHERS | KILLED)[fault]}:when={n}"
     chosen = [word for path in paths for word in ("-P", str(path))]
-    quick = ["--seccomp-bpf"] if fault in REFUSED else []  # with it, strace 6.1 sends no signals
+    quick = ["--seccomp-bpf"] if fault not in KILLED else []  # with it, strace 6.1 sends no signals
     return [strace, "-f", "-qq", *quick, "-o", str(log), "-e", f"trace={call}", "-e", inject, *chosen]
 
 
@@ -304,7 +306,7 @@ PROCESS_POINTS = [
     (call, fault, n)
     for call, faults in {
         "write": (*REFUSED, *KILLED),
-        "openat": ("I/O error", *KILLED),
+        "openat": ("I/O error", *OTHERS, *KILLED),
         "fdatasync": ("I/O error", *KILLED),
         "fsync": ("I/O error", *KILLED),
         "rename": ("I/O error", *KILLED),
