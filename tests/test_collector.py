@@ -447,19 +447,18 @@ def test_without_descriptors_a_sync_waits_and_collecting_goes_on(
     spot: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sync that finds no free descriptor is told once and tried again; nothing ends, nothing is missing."""
-    refused = iter(range(3))
+    refused: list[Path] = []
     real = segments.OpenFiles.duplicate
 
     def duplicate(pool: segments.OpenFiles, path: Path) -> int:
-        if next(refused, None) is not None:
+        if len(refused) < 3:
+            refused.append(path)
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return real(pool, path)
 
     monkeypatch.setattr(segments.OpenFiles, "duplicate", duplicate)
     sent = [trade(n) for n in range(1000, 1300)]
-    summary = spot.collect(
-        sent, lambda: spot.told.get("rows") == 300 and next(refused, None) is None, SYNC_INTERVAL_S=0.05
-    )
+    summary = spot.collect(sent, lambda: spot.told.get("rows") == 300 and len(refused) == 3, SYNC_INTERVAL_S=0.05)
     assert spot.rows == [row_of(text) for text in sent]
     assert (summary.missing, len(journal(spot.data_dir, "sync_waits"))) == (0, 1)
 
