@@ -3,7 +3,7 @@
 What always has to hold, whatever happened:
 
 A. Every row issued since the first one that was sent is in exactly one place, or in a range that the journal calls
-   `lost` or `absent`, with a reason.
+   `lost` or `absent`, with a reason, or says that history lacks it (`absence_seen`).
 B. Rows stand in the order in which they were issued, as they were sent; a row from history has an empty event time.
    For tickcollect: inside a file IDs rise by one, and a line is equal to the byte.
 C. Files are whole: no torn line, packed ones open. For tickcollect: the IDs in a name are true.
@@ -28,7 +28,7 @@ from typing import Any
 from .exchange import Issued
 from .target import SECRETS, Target
 
-NOT_DATA = {"journal.jsonl", "status.json"}
+NOT_DATA = {"alerts-waiting.json", "journal.jsonl", "status.json"}
 NOT_DATA_FOLDERS = {"measured", "quarantine"}
 NUMBERS = re.compile(rb"[0-9]+(?:\.[0-9]+)?")
 OWN_NAME = re.compile(r"(?P<symbol>\w+)-trade-\d{4}-\d\d-\d\d-(?P<first>\d+)(?:-(?P<last>\d+))?\.csv(?:\.zip)?")
@@ -106,11 +106,11 @@ def journal(data_dir: Path) -> list[Entry]:
 
 
 def stated(entries: Sequence[Entry], symbol: str) -> list[range]:
-    """Return the IDs of a symbol that the journal calls lost or absent."""
+    """Return the IDs of a symbol that the journal calls lost or absent, or of which it says that history lacks them."""
     return [
         range(entry["first_id"], entry["last_id"] + 1)
         for entry in entries
-        if entry["event"] in {"lost", "absent"} and entry["subject"].endswith(f"/{symbol}")
+        if entry["event"] in {"lost", "absence_seen", "absent"} and entry["subject"].endswith(f"/{symbol}")
     ]
 
 

@@ -194,7 +194,7 @@ async def hole_at_exchange(scene: Scene) -> None:
     scene.message = lambda _, __, ___, payload: (
         [] if json.loads(payload)["data"]["t"] in scene.market.unpublished else [payload]
     )
-    await scene.until_said("never published", within_s=60)
+    await scene.until_said("asked again to be sure", within_s=60)
     scene.message = None
 
 
@@ -502,8 +502,9 @@ CASES: Sequence[Case] = (
          partial(gap, rows=40), "filled with 40 rows", quick=True),
     Case("large-gap", "N6", "the exchange skips 12,000 rows", "live rows go on; the hole becomes files of its own",
          partial(gap, rows=12_000), "filled with", rows_per_s=3000.0, memory_mb=40.0),
-    Case("hole-at-exchange", "N6", "20 IDs exist nowhere", "the journal calls them absent", hole_at_exchange,
-         "never published", quick=True),
+    Case("hole-at-exchange", "N6", "20 IDs exist nowhere",
+         "the journal says so; they count as missing until a second answer", hole_at_exchange,
+         "asked again to be sure", quick=True),
     Case("renumbered", "N7", "the numbering begins anew at 1", "a new file begins; nothing is taken for a copy",
          renumber, "numbering began anew", quick=True),
     Case("past-2^53", "N7", "IDs pass 2^53, and rows are lost there", "IDs stay whole", cross_2_53,
@@ -552,8 +553,8 @@ CASES: Sequence[Case] = (
           ("cut", "the answer ends in the middle", "not believed; asked again", 2, cut_short, 0.0, "filled"),
           ("empty", "the answer is 200 with an empty list", "proves nothing; asked again", 2, empty, 0.0, "filled"),
           ("stale", "the answer holds rows of another range", "not believed; asked again", 2, stale, 0.0, "filled"),
-          ("beyond", "one answer leaves out rows that exist", "a second answer must agree before any is called absent",
-           1, beyond, 0.0, "filled"),
+          ("beyond", "one answer leaves out rows that exist", "it proves nothing alone; they are asked for again", 1,
+           beyond, 0.0, "filled"),
           ("html", "the answer is a login page", "not believed; asked again", 2,
            lambda _, __: Answer(200, b"<html>sign in</html>", {"Content-Type": "text/html"}), 0.0, "filled"))),
     Case("unknown-host", "N14", "the host's name cannot be resolved", "says so, goes on trying", unknown_host,
