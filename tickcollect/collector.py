@@ -7,15 +7,16 @@
 
 `collect` is the life of one run:
 
-1. Prepare. Take the metrics' port and begin to tell people. Ask each exchange for its symbols and refuse what it does
-   not list, before any file is made. Then take the feeds' locks and recover their files (`Collector.open`).
+1. Start. Take the metrics' port and begin to tell people. Ask all exchanges for their symbols; at a first start refuse
+   what they do not list, before any file is made. Wait for a disk that takes files. Then begin feed after feed, each as
+   soon as it may (`starting`): take its lock, recover its files, take up its gaps, connect (`Collector.begin`).
 2. Run. One task a connection, one writer, and a few that look around now and then: sync, seal, silence, midnight,
-   disk, the exchange's list, what waits for the upload. All of them are in one `TaskGroup`: none can die unnoticed.
+   disk, the exchanges' lists, what waits for the upload. All of them are in one `TaskGroup`: none can die unnoticed.
 3. Stop in order. Close the sockets, drain the queue, end what waits, sync, write the last status, tell what was done.
    A second signal ends the process at once; the next start recovers.
 
-Slow work never runs in the event loop: appends have a thread, syncs have one, sealing has one with a low priority, and
-alerts and metrics have theirs.
+Slow work never runs in the event loop: recovery has a thread, appends have one, syncs have one, sealing has one with a
+low priority, and alerts and metrics have theirs.
 """
 
 import asyncio
