@@ -276,6 +276,7 @@ def test_a_quiet_market_is_no_alarm(programs: Programs, tmp_path: Path) -> None:
         run.until(lambda: journal(tmp_path / "data", "quiet"))
         assert run.stop().code == 0
     assert journal(tmp_path / "data", "silent", "disconnected") == []
+    assert len(journal(tmp_path / "data", "unknown")) == 1, "an open connection is a sign of life before its first row"
 
 
 # --- Two at once ---------------------------------------------------------------------------------------------------

@@ -1041,6 +1041,7 @@ class _Session:
         self.state.connections += 1
         self.state.current = listener
         self.state.open.append(listener)
+        self.state.received_ns = self.around.time_ns()  # its handshake was answered
         renew_in_s = self.around.renew_in_s()
         reason = f"it is {renew_in_s / 3600:.1f} hours old, and the exchange cuts at 24"
         self._timer = asyncio.get_running_loop().call_later(renew_in_s, self.renew, reason)
