@@ -275,6 +275,16 @@ def test_ids_never_published_are_not_missing(made: Made) -> None:
     assert [(hole.first_id, hole.last_id, hole.absent, hole.missing) for hole in feed.holes] == [(201, 210, 10, {})]
 
 
+def test_absent_ids_that_were_opened_again_are_missing_until_they_are_settled(made: Made) -> None:
+    """What was called absent and showed up after all is missing; once it is settled again, that counts."""
+    holed(made).numbers("gap", 201, 210)
+    made.numbers("absent", 201, 210)
+    made.numbers("reopened", 203, 204, reason="history has its row after all")
+    assert of(made.feed()) == ("incomplete", 240, 230, {"open": 2})
+    made.numbers("absent", 203, 204)
+    assert of(made.feed()) == ("complete", 240, 230, {})
+
+
 def test_gap_that_was_filled_is_a_gap_and_nothing_is_missing(whole: Made) -> None:
     """A gap whose rows are in the files is told with what was filled and where from."""
     whole.numbers("gap", 150, 169)
@@ -449,6 +459,18 @@ def test_placeholders_of_futures_are_not_missing(made: Made) -> None:
     assert of(feed) == ("complete", 10, 4, {})
     assert feed.ids is not None
     assert (feed.ids.not_trades, feed.rows) == (6, 4)  # 5, 8, 10, 11, 13, 14
+
+
+def test_a_trade_that_a_futures_file_passes_over_is_missing(made: Made) -> None:
+    """An ID inside a file that was taken for no trade and opened again: missing until its row has a file of its own."""
+    made.seal(DAY, [1, 2, 3, 6, 7, 10], FUTURES)
+    made.open(AFTER, [11], FUTURES)
+    made.numbers("absent", 4, 5, feed=FUTURES)
+    made.numbers("reopened", 4, 4, feed=FUTURES, reason="its row came live after all")
+    feed = made.feed()
+    assert of(feed) == ("incomplete", 10, 6, {"open": 1})
+    assert feed.ids is not None
+    assert feed.ids.not_trades == 3  # 5, 8, 9
 
 
 def test_gap_of_futures_is_missing_although_placeholders_exist(made: Made) -> None:
