@@ -546,7 +546,7 @@ def test_a_second_restart_of_a_numbering(tmp_path: Path) -> None:
 def test_without_a_record_the_trade_times_tell_a_new_numbering(tmp_path: Path, lost: str) -> None:
     """Rows that were all traded after the highest ID, and continue nothing, are of a new numbering; it is said so."""
     began_anew(tmp_path)
-    record = tmp_path / ".feeds" / "binance" / "trade" / "BTCUSDT.json"
+    record = tmp_path / "binance" / "trade" / ".BTCUSDT.json"
     record.unlink() if lost == "deleted" else record.write_bytes(b'{"restarts":[{"fi')
     for start in range(2):
         recovered = new(tmp_path).recover(NOW_NS)

@@ -300,8 +300,8 @@ def test_a_fault_at_a_restart_of_the_numbering_mixes_nothing(
 
 def paths_renumbered(root: Path) -> list[Path]:
     """Return every path that `RENUMBERED` may touch."""
-    directory, records = root / "binance" / "trade" / "BTCUSDT", root / ".feeds" / "binance" / "trade"
+    directory, records = root / "binance" / "trade" / "BTCUSDT", root / "binance" / "trade"
     names = [f"BTCUSDT-trade-2026-07-14-{ends}" for ends in ("4000.csv", "1.csv", "4000-4004.csv.zip", "1-5.csv.zip")]
-    record = records / "BTCUSDT.json"
+    record = records / ".BTCUSDT.json"
     files = [*(directory / name for name in names), record]
     return [directory, records, *files, *(path.with_name(path.name + ".unconfirmed") for path in files)]

@@ -1,6 +1,6 @@
 """What the names of a feed's files do not say: its numberings and the names of extra columns.
 
-    data/.feeds/binance/trade/BTCUSDT.json
+    data/binance/trade/.BTCUSDT.json                                          beside the feed's directory BTCUSDT/
     {"restarts":[{"first_id":1,"last_id":4000049,"time":1790000000005,"later":[]}],"columns":["X"],"earlier_columns":{}}
 
 Rules:
@@ -24,7 +24,6 @@ import msgspec
 from tickcollect.events import MS_PER_DAY, time_ms
 from tickcollect.files import TEMPORARY, FeedPath, SegmentName, make_directory, private, sync_directory
 
-RECORDS = ".feeds"
 RESTARTS_KEPT = 50
 
 
@@ -74,7 +73,7 @@ class Record:
 
 def record_path(root: Path, feed: FeedPath) -> Path:
     """Return where a feed's record is kept below the data directory `root`."""
-    return root / RECORDS / feed.exchange / feed.stream / f"{feed.symbol}.json"
+    return feed.directory(root).with_name(f".{feed.symbol}.json")
 
 
 def read_record(path: Path) -> Record | None:
