@@ -28,7 +28,7 @@ from typing import Any
 from .exchange import Issued
 from .target import SECRETS, Target
 
-NOT_DATA = {"alerts-waiting.json", "journal.jsonl", "status.json"}
+NOT_DATA = {"exchanges.json", "alerts-waiting.json", "journal.jsonl", "status.json"}
 NOT_DATA_FOLDERS = {"measured", "quarantine"}
 NUMBERS = re.compile(rb"[0-9]+(?:\.[0-9]+)?")
 OWN_NAME = re.compile(r"(?P<symbol>\w+)-trade-\d{4}-\d\d-\d\d-(?P<first>\d+)(?:-(?P<last>\d+))?\.csv(?:\.zip)?")
