@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import Programs, data_files, exchange, ids, journal, rows, sent_rows
 
-from tickcollect.damage import Damages, OnRecord, sealed_files
+from tickcollect.damage import Damages, OnRecord, oldest_entry, sealed_files
 from tickcollect.dataset.replay import GeneratedMarket
 from tickcollect.files import Compression
 from tickcollect.journal import Entry
@@ -171,3 +171,13 @@ def test_a_zip_that_claims_another_packing_is_damaged(tmp_path: Path) -> None:
         made.path.write_bytes(data)
         recovered = Segments(tmp_path, FEED, rotate_size=10**9, pool=OpenFiles(4)).recover()
         assert recovered.last_id == 599
+
+
+def test_the_journal_is_asked_from_a_day_before_the_oldest_file() -> None:
+    """A file is sealed on its own day or later, so older entries say nothing of the files that are here."""
+    here = {
+        "binance/trade/BTCUSDT/BTCUSDT-trade-2026-03-02-1-9.csv.zip",
+        "binance/trade/2025-01-01USDT/2025-01-01USDT-trade-2026-03-05-10-19.csv.gz",
+    }
+    assert oldest_entry(here) == datetime(2026, 3, 1, tzinfo=UTC)
+    assert oldest_entry(()) is None

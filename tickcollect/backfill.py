@@ -414,9 +414,9 @@ class Account:
     """The numbering has begun anew once, so that IDs on disk may be of another one."""
 
 
-def accounts(entries: Iterable[Entry]) -> dict[str, Account]:
-    """Return what the journal's `entries` say, by feed."""
-    found: dict[str, Account] = {}
+def accounts(entries: Iterable[Entry], before: dict[str, Account] | None = None) -> dict[str, Account]:
+    """Return what the journal's `entries` say, by feed; `before` is what earlier ones said, and is carried on."""
+    found: dict[str, Account] = {} if before is None else before
     for entry in entries:
         name, first, last = (entry.facts.get(key) for key in ("subject", "first_id", "last_id"))
         if not isinstance(name, str) or not isinstance(first, int) or not isinstance(last, int):
@@ -456,6 +456,8 @@ OPENING = frozenset({"gap", "file_lost", "sync_failed", "damaged", "reopened"})
 SEALED = frozenset({"sealed", "deleted"})
 SETTLING = SEALED | {"absent", "lost"}
 CLOSING = SETTLING | {"filled"}
+ACCOUNTED = OPENING | CLOSING | {"absence_confirmed", "numbering_restarted"}
+"""Every kind of entry that `accounts` goes by."""
 
 
 def still_open(account: Account, on_disk: Ranges, next_id: int | None) -> Ranges:

@@ -40,12 +40,13 @@ from loguru import logger
 
 from tickcollect import __version__, gaps, status
 from tickcollect.alerts.post import Alerts, ChannelState
-from tickcollect.backfill import Account, Backfill, accounts, closed_by, still_open, unexplained
+from tickcollect.backfill import ACCOUNTED, Account, Backfill, accounts, closed_by, still_open, unexplained
 from tickcollect.backlog import destination, upload_status
+from tickcollect.checkpoint import Checkpoint
 from tickcollect.config import Config, check_data_dir
 from tickcollect.coverage import Coverage
 from tickcollect.damage import KINDS as DAMAGE_KINDS
-from tickcollect.damage import Damaged, Damages, OnRecord, sealed_files
+from tickcollect.damage import Damaged, Damages, OnRecord, oldest_entry, sealed_files
 from tickcollect.events import MS_PER_DAY, FuturesTrade, MessageType, RowCheck, time_ms, with_fields
 from tickcollect.exchanges.binance import (
     Decoder,
@@ -92,6 +93,8 @@ Result = TypeVar("Result")
 PROGRAM = f"tickcollect {__version__}"
 END_LOOKED_AT_BYTES = 1_000_000
 """Of the journal's end, for how the run before ended; all of it only where that says nothing."""
+CHECKPOINT_EVERY_BYTES = 4_000_000
+"""Of the journal: read in a tenth of a second."""
 STATUS_INTERVAL_S = 1.0
 DISK_AGAIN_S = 1.0
 LOOK_INTERVAL_S = 1.0
@@ -332,7 +335,7 @@ class Collector:
 
     def _take_up_gaps(self, feeds: Sequence[Feed]) -> None:
         """Find what is missing: gaps that earlier runs left open, and holes between files that nobody knows of."""
-        found = accounts(journal_entries(self.config.data_dir / "journal.jsonl"))
+        found = _accounts(self.config.data_dir)
         for feed in feeds:
             account = found.get(feed.name, Account())
             files = self._files.pop(feed)
@@ -491,7 +494,8 @@ class Collector:
         here = sealed_files(root, paths)
         on_record = OnRecord(here)
         with contextlib.suppress(JournalError):  # which is told when gaps are taken up
-            on_record.take(journal_entries(root / "journal.jsonl", DAMAGE_KINDS) if here else ())
+            since = oldest_entry(here)
+            on_record.take(journal_entries(root / "journal.jsonl", DAMAGE_KINDS, since=since) if here else ())
         return Damages(root, on_record)
 
     def _move_away(self, feed: Feed, one: Damaged) -> None:
@@ -1067,6 +1071,24 @@ def attempts_before(journal: Path, wall_s: float, loop_s: float) -> Attempts:
             if 0 <= age_s < ATTEMPTS_REMEMBERED_S and isinstance(exchange, str) and entry.facts.get("seen", True):
                 attempts.take(exchange, loop_s - age_s)
     return attempts
+
+
+def _accounts(data_dir: Path) -> dict[str, Account]:
+    """Return what the journal says of each feed's IDs, and keep a checkpoint of it once it has grown enough.
+
+    Raises `JournalError`.
+    """
+    journal = data_dir / "journal.jsonl"
+    fields = ",".join(Account.__slots__)
+    checkpoint = Checkpoint(
+        data_dir / "journal.checkpoint.json", journal, dict[str, Account], f"{__version__} {fields} {sorted(ACCOUNTED)}"
+    )
+    before, begin = checkpoint.load()
+    reading = journal_entries(journal, ACCOUNTED, begin=begin)
+    found = accounts(reading, before)
+    if reading.end - begin > CHECKPOINT_EVERY_BYTES:
+        checkpoint.keep(found, reading.end)
+    return found
 
 
 def _note_files(data_dir: Path, waiting: Iterable[Waiting]) -> None:

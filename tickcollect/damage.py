@@ -10,9 +10,11 @@ Rules:
    file is moved: a process killed in between finds it damaged once more.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 from zipfile import ZipFile
@@ -87,6 +89,18 @@ def sealed_files(root: Path, feeds: Iterable[FeedPath]) -> frozenset[str]:
             str((directory / name).relative_to(root)) for name, known in parsed if known is not None and known.sealed
         ]
     return frozenset(found)
+
+
+def oldest_entry(here: Iterable[str]) -> datetime | None:
+    """Return since when the journal may tell of sealed files: a day before the oldest of their days; None without any.
+
+    A file is sealed on its day or later. Of one whose rows are dated ahead no entry is found; it is opened instead.
+    """
+    days = [date.fromisoformat(found[1]) for path in here if (found := _DAY.search(path))]
+    return datetime.combine(min(days), datetime.min.time(), UTC) - timedelta(days=1) if days else None
+
+
+_DAY = re.compile(r"-(\d{4}-\d\d-\d\d)-\d+-\d+\.csv")
 
 
 @dataclass(slots=True)

@@ -30,6 +30,10 @@ import orjson
 MAX_LINE = 8192
 FILE_MODE = 0o640
 _OWN = ("at", "event")
+SEARCHED_BYTES = 1_000_000
+"""A stretch of the journal that is read rather than halved."""
+ENTRIES_TRIED = 100
+"""Damaged lines that are passed over in search of one that tells its time."""
 _SHORTENED = 200
 """Characters that a text keeps in a line that would be too long."""
 
@@ -140,14 +144,21 @@ class Reading:
     only: frozenset[str] | None = None
     last_bytes: int | None = None
     """Read no more than this much of its end."""
+    begin: int = 0
+    """Read from this place on, which is the begin of a line."""
+    since: datetime | None = None
+    """Pass over the entries before this time, as far as times rise: none that is later is passed over but for a clock
+    that was set back."""
     damaged: int = field(default=0, init=False)
+    end: int = field(default=0, init=False)
+    """After reading: the place behind the last whole line."""
 
     def __iter__(self) -> Iterator[Entry]:
         self.damaged = 0
         wanted = None if self.only is None else _kinds(self.only)
         try:
             with self.path.open("rb") as file:
-                self._go_to_end(file)
+                self._go_to_begin(file)
                 while line := file.readline(MAX_LINE):
                     if wanted is not None and line.endswith(b"}\n") and wanted.search(line) is None:
                         continue
@@ -157,25 +168,70 @@ class Reading:
                         _skip_rest(file, line)
                     elif self.only is None or entry.event in self.only:
                         yield entry
+                self.end = self._last_end(file)
         except FileNotFoundError:
             return
         except OSError as error:
             raise JournalError("read", self.path, error) from error
 
-    def _go_to_end(self, file: IO[bytes]) -> None:
-        """Pass over all but the last entries, where only those are wanted."""
-        skipped = 0 if self.last_bytes is None else os.fstat(file.fileno()).st_size - self.last_bytes
+    def _go_to_begin(self, file: IO[bytes]) -> None:
+        """Pass over what is not wanted."""
+        size = os.fstat(file.fileno()).st_size
+        skipped = 0 if self.last_bytes is None else size - self.last_bytes
         if skipped > 0:
             file.seek(skipped)
             file.readline()
+        elif self.since is not None:
+            file.seek(_place_of(file, self.since, size))
+        else:
+            file.seek(self.begin)
+
+    def _last_end(self, file: IO[bytes]) -> int:
+        """Return the place behind the last newline read; where none stands near, the place that reading began at."""
+        read = file.tell()
+        near = max(self.begin, read - 2 * MAX_LINE)
+        newline = os.pread(file.fileno(), read - near, near).rfind(b"\n")
+        return self.begin if newline < 0 else near + newline + 1
 
 
-def read(path: Path, only: frozenset[str] | None = None, last_bytes: int | None = None) -> Reading:
-    """Return the entries of a journal, all or those of some kinds or of its end; none if there is no file.
+def read(
+    path: Path,
+    only: frozenset[str] | None = None,
+    last_bytes: int | None = None,
+    *,
+    begin: int = 0,
+    since: datetime | None = None,
+) -> Reading:
+    """Return the entries of a journal, all or those of some kinds, of its end or since a time; none without a file.
 
     Iterating raises `JournalError`.
     """
-    return Reading(path, only, last_bytes)
+    return Reading(path, only, last_bytes, begin, since)
+
+
+def _place_of(file: IO[bytes], since: datetime, size: int) -> int:
+    """Return a place, the begin of a line, before which entries are older than `since`: by halving the file."""
+    low, high = 0, size
+    while high - low > SEARCHED_BYTES:
+        middle = (low + high) // 2
+        place, entry = _entry_behind(file, middle)
+        if entry is None or place >= high or entry.at >= since:
+            high = middle
+        else:
+            low = place
+    return low
+
+
+def _entry_behind(file: IO[bytes], place: int) -> tuple[int, Entry | None]:
+    """Return the first entry of a line that begins behind a place, and where it begins; None where none is near."""
+    file.seek(place)
+    file.readline()
+    for _ in range(ENTRIES_TRIED):
+        begin = file.tell()
+        entry = _parse(file.readline(MAX_LINE))
+        if entry is not None and entry.at.tzinfo is not None:
+            return begin, entry
+    return place, None
 
 
 def _kinds(events: frozenset[str]) -> re.Pattern[bytes]:
