@@ -4,6 +4,7 @@ Nothing here asks a package index: the wheel is built by the backend that is ins
 the dependencies from this one.
 """
 
+import ast
 import os
 import re
 import shutil
@@ -104,7 +105,10 @@ def test_what_the_code_imports_is_declared() -> None:
     declared = {re.split(r"[\[<>=~! ]", line)[0].replace("-", "_").lower() for line in project["dependencies"]}
     imported = set()
     for path in (CHECKOUT / "tickcollect").rglob("*.py"):
-        imported |= set(re.findall(r"^\s*(?:import|from) ([a-zA-Z_]\w*)", path.read_text(), re.MULTILINE))
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            imported |= {name.partition(".")[0] for name in names}
     packages = {PACKAGES.get(name, name) for name in imported if name not in sys.stdlib_module_names}
     borrowed = packages - declared - OWN
     assert borrowed == set()
