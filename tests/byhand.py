@@ -34,6 +34,9 @@ class ByHand:
 
     symbols: tuple[str, ...]
     issued: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By symbol, in the present numbering."""
+    first_ids: dict[str, int] = field(default_factory=dict)
+    """With which ID each symbol's numbering begins."""
     asked: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     """What was asked over REST: the last part of the path, and the parameters."""
     handshakes: int = 0
@@ -49,6 +52,7 @@ class ByHand:
 
     def __post_init__(self) -> None:
         self.issued = {symbol: [] for symbol in self.symbols}
+        self.first_ids = dict.fromkeys(self.symbols, FIRST_ID)
 
     # What a test does
 
@@ -56,6 +60,15 @@ class ByHand:
         """Let trades happen, and send them to those who listen, or not."""
         found: list[int] = self.do(lambda: self._issue(symbol, number, sent=sent))
         return found
+
+    def renumber(self, symbol: str, first_id: int) -> None:
+        """Begin a symbol's numbering anew; history forgets what was before."""
+
+        def begin() -> None:
+            self.issued[symbol] = []
+            self.first_ids[symbol] = first_id
+
+        self.do(begin)
 
     def cut(self, number: int = 100) -> None:
         """Break off so many connections, the newest first."""
@@ -101,14 +114,14 @@ class ByHand:
             place = len(self.issued[symbol])
             now_ms = time.time_ns() // 1_000_000
             trade = {
-                "id": FIRST_ID + place,
+                "id": self.first_ids[symbol] + place,
                 "price": f"{100 + place % 7}.50000000",
                 "qty": "1.50000000",
                 "time": now_ms,
                 "isBuyerMaker": place % 2 == 0,
             }
             self.issued[symbol].append(trade)
-            found.append(FIRST_ID + place)
+            found.append(self.first_ids[symbol] + place)
             if sent:
                 self._send(symbol, trade)
         return found

@@ -29,7 +29,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from tickcollect.events import Message, day_of
-from tickcollect.gaps import Ranges
+from tickcollect.gaps import FIRST_ID, Ranges
 from tickcollect.journal import Entry
 from tickcollect.neighbours import beside
 from tickcollect.repair import History, Lost, Page
@@ -412,6 +412,8 @@ class Account:
     """Opened again after they were called absent, and not settled since; a file whose name spans them may lack them."""
     renumbered: bool = False
     """The numbering has begun anew once, so that IDs on disk may be of another one."""
+    begun_at: int | None = None
+    """The first ID seen of the present numbering, as long as nobody knows what came in it before; else None."""
 
 
 def accounts(entries: Iterable[Entry], before: dict[str, Account] | None = None) -> dict[str, Account]:
@@ -425,7 +427,9 @@ def accounts(entries: Iterable[Entry], before: dict[str, Account] | None = None)
         if entry.event == "damaged" and entry.facts.get("store"):
             continue  # a store holds what was sealed
         if entry.event == "numbering_restarted":
-            found[name] = Account(renumbered=True)
+            found[name] = Account(renumbered=True, begun_at=first if first > FIRST_ID else None)
+        elif entry.event == "numbering_begins":
+            account.begun_at = None
         elif entry.event == "absence_confirmed":
             account.unconfirmed.remove(first, last)
         elif not (entry.event == "deleted" and account.renumbered):  # perhaps a file of the numbering before
@@ -456,7 +460,7 @@ OPENING = frozenset({"gap", "file_lost", "sync_failed", "damaged", "reopened"})
 SEALED = frozenset({"sealed", "deleted"})
 SETTLING = SEALED | {"absent", "lost"}
 CLOSING = SETTLING | {"filled"}
-ACCOUNTED = OPENING | CLOSING | {"absence_confirmed", "numbering_restarted"}
+ACCOUNTED = OPENING | CLOSING | {"absence_confirmed", "numbering_restarted", "numbering_begins"}
 """Every kind of entry that `accounts` goes by."""
 
 

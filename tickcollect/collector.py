@@ -56,7 +56,7 @@ from tickcollect.exchanges.binance import (
 )
 from tickcollect.feed import ATTEMPTS_REMEMBERED_S, Attempts, Inbox, LinkState, Surroundings, keep
 from tickcollect.files import QUARANTINE, UNREADABLE
-from tickcollect.gaps import Ranges
+from tickcollect.gaps import FIRST_ID, Ranges
 from tickcollect.happenings import Happenings, Quarantine, utc_text
 from tickcollect.journal import Journal, JournalError
 from tickcollect.journal import read as journal_entries
@@ -221,6 +221,7 @@ class Collector:
             self._write_records,
             fetch=self._fetch if self.config.backfill else None,
             fetch_later=self._fetch_later,
+            find_begin=self._find_begin if self.config.backfill else None,
             late=self._take_late,
             miss=self._miss,
         )
@@ -346,11 +347,12 @@ class Collector:
                 account.open.add(first, last)
             if feed.sequence.next_id is None:
                 self._go_on_from_journal(feed, account)
+            if account.begun_at is not None and self.config.backfill:  # the run before ended before it was known
+                self.tell("numbering_begins", feed.name, first_id=FIRST_ID, last_id=account.begun_at)
+                self._open_gap(feed, account, FIRST_ID, account.begun_at - 1)
             if not feed.has_placeholders:
                 for first, last in unexplained(account, on_disk, feed.sequence.next_id):
-                    account.open.add(first, last)
-                    feed.gaps += 1
-                    self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
+                    self._open_gap(feed, account, first, last)
             for first, last in account.reopened.spans if feed.has_placeholders else ():
                 account.open.add(first, last)
             held = closed_by(files, account.open) if feed.has_placeholders else on_disk
@@ -358,6 +360,11 @@ class Collector:
             feed.called_absent, feed.unconfirmed = account.absent, account.unconfirmed
             for first, last in (*feed.open.spans, *feed.called_absent.spans[-gaps.GAPS_REMEMBERED :]):
                 feed.sequence.expect_late(first, last)
+
+    def _open_gap(self, feed: Feed, account: Account, first: int, last: int) -> None:
+        account.open.add(first, last)
+        feed.gaps += 1
+        self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
 
     def _look_for_crash(self, feeds: Sequence[Feed]) -> None:
         """Say so if the run before has left no word of its end: it was killed, or the machine lost power.
@@ -389,10 +396,28 @@ class Collector:
 
     def _fetch(self, feed: Feed, holes: Sequence[tuple[int, int]]) -> asyncio.Task[None]:
         """Ask history for holes that are held open, or for what came after them; the answer goes to the writer."""
-        task = asyncio.ensure_future(self._fetch_in_place(feed, holes))
+        return self._ask(self._fetch_in_place(feed, holes))
+
+    def _ask(self, question: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(question)
         self._fetching.add(task)
         task.add_done_callback(self._fetching.discard)
         return task
+
+    def _find_begin(self, feed: Feed, first: int, since_ms: int) -> None:
+        """Ask history where a new numbering began; the answer goes to the writer."""
+        self._ask(self._find_begin_of(feed, first, since_ms))
+
+    async def _find_begin_of(self, feed: Feed, first: int, since_ms: int) -> None:
+        restarts, lowest = feed.restarts, FIRST_ID
+        try:
+            async with asyncio.timeout(FETCHED_WITHIN_S):
+                lowest = await self.histories[feed].begin(first, await beside(feed, FIRST_ID, first - 1), since_ms)
+        except (RestError, TimeoutError) as error:
+            logger.debug("{}: where its numbering began is not known: {}", feed.name, error or "no answer in time")
+        finally:  # also at a stop: what nobody has asked for is missing, and the next start asks for it
+            if feed.restarts == restarts:
+                self.writer.begin_numbering(feed, lowest, first)
 
     async def _fetch_in_place(self, feed: Feed, holes: Sequence[tuple[int, int]]) -> None:
         try:

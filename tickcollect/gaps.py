@@ -45,6 +45,8 @@ from typing import Any, Generic, TypeVar
 
 Row = TypeVar("Row")
 
+FIRST_ID = 1
+"""With which a numbering begins that begins anew, for all that is known before history is asked."""
 GAPS_REMEMBERED = 1000
 SOURCES_REMEMBERED = 8
 HISTORY = -1
@@ -102,6 +104,8 @@ class Restarted:
 
     last: int
     first: int
+    newest_time: int = field(default=0, compare=False)
+    """The latest trade time written before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -448,7 +452,7 @@ class Sequence(Generic[Row]):
         suspects = sorted(self._suspects, key=lambda suspect: suspect.first)
         begun = [suspect for suspect in suspects if suspect.first <= proved.first]
         self._suspects = [suspect for suspect in suspects if suspect.first > proved.first]
-        steps.add(Restarted((self.next_id or 0) - 1, begun[0].first))
+        steps.add(Restarted((self.next_id or 0) - 1, begun[0].first, self.newest_time))
         self._old = list(self._recent)
         self._recent.clear()
         self._recent_rows, self._forgotten = 0, False

@@ -124,7 +124,11 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
     "reopened": ("WARNING", "{subject}: {count} IDs are missing again, {first_id} to {last_id}: {reason}"),
     "damaged": ("ERROR", "{subject}: {file} is not what was sealed: {detail}"),
     "contradicted": ("ERROR", "{subject}: ID {id} came again with other content, which is in quarantine"),
-    "numbering_restarted": ("WARNING", "{subject}: numbering began anew at {first_id} after {last_id}"),
+    "numbering_restarted": (
+        "WARNING",
+        "{subject}: numbering began anew, first seen at {first_id}, after {last_id}",
+    ),
+    "numbering_begins": ("INFO", "{subject}: as far as is known the new numbering begins at {first_id}"),
     "late_rows": ("WARNING", "{subject}: {count} rows came after their gap was declared, {first_id} to {last_id}"),
     "disk_trouble": ("ERROR", "{subject}: {detail} Collecting waits, and tries again every second."),
     "disk_again": ("INFO", "{subject}: {detail}"),

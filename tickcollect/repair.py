@@ -31,6 +31,7 @@ from itertools import pairwise
 
 from tickcollect.events import Message, MessageType, time_ms
 from tickcollect.exchanges.binance import OUTSIDE_HISTORY, Market, Source, history_rows, history_type
+from tickcollect.gaps import FIRST_ID
 from tickcollect.rest import BadAnswerError, BadRequestError, Rest
 
 REFUSED_FOR_GOOD = range(-1199, -1099)
@@ -171,6 +172,17 @@ class History:
             yield cut(request, rows, self.source.limit)
             newest = known_row(rows[-1])
             before, wanted = (newest,), max(wanted, newest.id + 1)
+
+    async def begin(self, first: int, beside: Beside, since_ms: int) -> int:
+        """Return the lowest ID that history shows of a numbering that began after `since_ms`, `first` if none is lower.
+
+        `first` is known to exist, and `beside` holds rows from there on. Raises `RestError` where nobody can tell.
+        """
+        if self.source.key_header and self.source.key_header not in self.headers:
+            raise HistorySilentError(f"{self.symbol}: history is given only with an API key")
+        rows = await self._page(_Request(FIRST_ID, first - 1, (), beside))
+        ids = zip(self.kind.ids(rows), rows, strict=True)
+        return min((id_ for id_, row in ids if id_ < first and time_ms(row.T) >= since_ms), default=first)
 
     def _lost(self, first: int, last: int, error: BadRequestError) -> Lost:
         if error.code == OUTSIDE_HISTORY:

@@ -302,6 +302,9 @@ class Writer:
     """Asks history for small holes; the answer comes by `fill`, `note_lacking` and in any case `settle`."""
     fetch_later: Callable[[Feed, int, int], None] | None = None
     """Leaves a declared gap to the background."""
+    find_begin: Callable[[Feed, int, int], None] | None = None
+    """Asks for what came in a new numbering before its first row that was seen: its ID, and the old one's newest time
+    in ms. The answer comes by `begin_numbering`."""
     note_live: Callable[[Feed, int, int], None] | None = None
     """Told, while it is not known whether IDs of a feed are missing, of a newer row: its connection and its ID."""
     late: Callable[[Feed, LateRows], None] | None = None
@@ -691,12 +694,14 @@ class Writer:
                     self._declare(feed, first, last)
                 case gaps.Copies(ids, rows):
                     feed.copies += len(ids) - self._contradicting(feed, ids, rows)
-                case gaps.Restarted(last, first):
+                case gaps.Restarted(last, first, newest_time):
                     feed.restarts += 1
                     feed.pending.append(Renumbered(first, last, _time_of(first, steps, feed.sequence.newest_time)))
                     self._touched[feed] = None
                     self._lose_open(feed, "the exchange has begun its numbering anew since")
                     self.tell("numbering_restarted", feed.name, last_id=last, first_id=first)
+                    if self.find_begin is not None and first > gaps.FIRST_ID:
+                        self.find_begin(feed, first, time_ms(newest_time))
                 case gaps.Late(ids, times, rows):
                     self._take_late(feed, ids, times, rows)
                 case gaps.Refused(_, row, reason):
@@ -741,11 +746,21 @@ class Writer:
 
     def _declare(self, feed: Feed, first: int, last: int) -> None:
         self._end(feed)
+        self._miss_range(feed, first, last)
+
+    def _miss_range(self, feed: Feed, first: int, last: int) -> None:
         feed.gaps += 1
         feed.open.add(first, last)
         self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
         if self.fetch_later is not None:
             self.fetch_later(feed, first, last)
+
+    def begin_numbering(self, feed: Feed, lowest: int, first: int) -> None:
+        """Accept where a new numbering begins; what lies before its first row that was seen is missing."""
+        self.tell("numbering_begins", feed.name, first_id=lowest, last_id=first)
+        if lowest < first:
+            feed.sequence.expect_late(lowest, first - 1)
+            self._miss_range(feed, lowest, first - 1)
 
     def _lose_open(self, feed: Feed, reason: str) -> None:
         for first, last in feed.open.spans:

@@ -221,8 +221,8 @@ SORTS: dict[str, Sort] = {
         "warning",
         "numbering began anew, {subject}",
         "numbering began anew in {n} feeds: {subject}",
-        "It goes on at ID {first_id}; the last one before was {last_id}.",
-        "The exchange did that. Rows go on in a new file. Nothing to do.",
+        "Its first row here is ID {first_id}; the last one before was {last_id}.",
+        "The exchange did that. Rows go on in a new file. What came in it before that row is asked for. Nothing to do.",
     ),
     "late_rows": Sort(
         "trouble",
@@ -442,6 +442,7 @@ EVENTS: dict[str, tuple[tuple[Action, str], ...]] = {
     "sync_failed": (("hole", "gap"),),
     "contradicted": (("moment", "contradicted"),),
     "numbering_restarted": (("moment", "numbering_restarted"),),
+    "numbering_begins": (),
     "late_rows": (("moment", "late_rows"),),
     "disk_trouble": (("begin", "disk_trouble"),),
     "disk_again": (("end", "disk_trouble"),),
