@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 from conftest import Ended, Programs, data_files, exchange
@@ -30,11 +31,28 @@ from tickcollect.files import FeedPath
 from tickcollect.report import FeedDay, Report, ReportError, days_asked, gather, record
 from tickcollect.report.proof import MISSING, percent_of
 from tickcollect.report.shown import CSV_COLUMNS, HOLES_TOLD, notice, show
+from tickcollect.status import FeedStatus, Snapshot, process_identity
 
 BEFORE, DAY, AFTER = "2026-11-19", "2026-11-20", "2026-11-21"
 NOW = datetime(2026, 11, 21, 0, 10, tzinfo=UTC)
 SPOT = "binance/trade/BTCUSDT"
 FUTURES = "binance-futures/trade/BTCUSDT"
+
+
+NOW_NS = int(NOW.timestamp()) * 10**9
+HOUR_NS = 3600 * 10**9
+
+
+def status(feed: str = SPOT, **facts: Any) -> FeedStatus:
+    """Return what a collector says of a feed of which all is known."""
+    exchange, stream, symbol = feed.split("/")
+    told: dict[str, Any] = {
+        "exchange": exchange, "stream": stream, "symbol": symbol, "connected": True, "rows": 1, "rows_per_s": 1.0,
+        "last_id": 1, "last_price": "1", "lag_ms": 1.0, "last_row_ns": NOW_NS - 60 * 10**9, "open_gaps": 0,
+        "missing_ids": 0, "copies": 0, "refused": 0, "not_trades": 0, "file": "", "file_bytes": 0, "files_sealed": 0,
+        "note": "",
+    }  # fmt: skip
+    return FeedStatus(**{**told, **facts})
 
 
 def ms(day: str, seconds: float = 0) -> int:
@@ -97,9 +115,27 @@ class Made:
         """Put something about IDs into the journal."""
         self.tell(event, feed, first_id=first, last_id=last, count=last - first + 1, **facts)
 
-    def measure(self, seconds: float, connected_s: float, feed: str = SPOT, rows: int = 0, day: str = DAY) -> None:
-        """Put what was measured up to midnight into its file."""
-        since = datetime.fromisoformat(day) + timedelta(seconds=86_400 - seconds)
+    def uploaded(self, path: Path, store: str = "s3://ticks", feed: str = SPOT, **facts: Any) -> None:
+        """Put the proof that a store holds a file into the journal."""
+        proof = {"bytes": path.stat().st_size if path.exists() else 0, "sha256": "", "checked": "sealed"}
+        self.tell("uploaded", feed, AFTER, file=f"{feed}/{path.name}", store=store, **{**proof, **facts})
+
+    def vouch(self, *feeds: FeedStatus, name: str = "status.json", **facts: Any) -> None:
+        """Leave the status file of a collector that lives."""
+        told: dict[str, Any] = {
+            "at_ns": NOW_NS, "pid": os.getpid(), "process": process_identity(os.getpid()), "version": "1",
+            "started_ns": NOW_NS - HOUR_NS, "state": "running", "data_dir": "", "feeds": list(feeds),
+            "messages_per_s": 1.0, "queue_rows": 0, "queue_limit": 10, "queue_limit_bytes": 10, "reconnects": 0,
+            "sealing": 0, "disk_free_bytes": 10**12, "disk_hours_left": None, "problems": [],
+        }  # fmt: skip
+        self.path.mkdir(exist_ok=True)
+        (self.path / name).write_bytes(msgspec.json.encode(Snapshot(**{**told, **facts})))
+
+    def measure(
+        self, seconds: float, connected_s: float, feed: str = SPOT, rows: int = 0, day: str = DAY, end_s: float = 86_400
+    ) -> None:
+        """Put what was measured up to midnight, or up to another second of the day, into its file."""
+        since = datetime.fromisoformat(day) + timedelta(seconds=end_s - seconds)
         line: dict[str, Any] = {"at": f"{AFTER}T00:00:00Z", "event": "measured", "feed": feed}
         line["since"] = f"{since:%Y-%m-%dT%H:%M:%SZ}"
         line |= {"seconds": seconds, "connected_s": connected_s, "reconnects": 1, "rows": rows}
@@ -108,14 +144,14 @@ class Made:
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line | {"latency_ms": {"12.5": rows // 2, "50.0": rows - rows // 2}}) + "\n")
 
-    def report(self, days: int = 1, last: str = DAY, wanted: Sequence[str] = (), *, has_store: bool = False) -> Report:
+    def report(self, days: int = 1, last: str = DAY, wanted: Sequence[str] = (), *, store: str = "") -> Report:
         """Write the journal and report."""
         self.path.mkdir(exist_ok=True)
         text = "".join(json.dumps(line) + "\n" for line in self.lines)
         (self.path / "journal.jsonl").write_text(text, encoding="utf-8")
         asked = days_asked(last, days, date(2026, 11, 21))
         feeds = [FeedPath(*feed.split("/")) for feed in wanted]
-        return gather(self.path, asked, wanted=feeds, has_store=has_store, now=NOW)
+        return gather(self.path, asked, wanted=feeds, store=store, now=NOW)
 
     def feed(self, **how: Any) -> FeedDay:
         """Report on the only feed there is."""
@@ -183,6 +219,7 @@ def test_growing_day_is_counted_to_its_last_whole_row(made: Made) -> None:
     """Today's CSV counts as far as its rows are whole, and the day is not over."""
     made.seal(DAY, range(1, 11))
     made.open(AFTER, range(11, 31), torn=b"trade,1,BTCUSDT,31,6412")
+    made.vouch(status())
     feed = made.feed(last="today")
     assert of(feed) == ("complete", 20, 20, {})
     assert (feed.rows, feed.files.open) == (20, 1)
@@ -324,16 +361,18 @@ def test_day_whose_end_nothing_proves_is_not_complete(made: Made) -> None:
     assert report.exit_code == 1
     assert report.feeds[0].ids is not None
     assert report.feeds[0].ids.ends == "unproved"
-    assert "no later row is here" in show(report, None).replace("\n ", "")
+    assert "no later row continues it" in show(report, None).replace("\n ", "")
 
 
-def test_day_that_was_watched_to_its_end_is_complete(made: Made) -> None:
-    """A slow market's next row may be long in coming; connected up to midnight is enough, and is said."""
+def test_day_that_was_watched_past_its_end_is_complete(made: Made) -> None:
+    """A slow market's next row may be long in coming; connected past midnight is enough, and is said."""
     made.seal(DAY, range(1, 101))
     made.measure(43_200, 43_200)
+    assert made.report().exit_code == 1, "a connection may have been half open up to midnight"
+    made.measure(600, 600, day=AFTER, end_s=600)
     report = made.report()
     assert report.exit_code == 0
-    assert "connected up to the end of the day" in report.feeds[0].notes[-1]
+    assert "known after the end of the day" in report.feeds[0].notes[-1]
 
 
 def test_file_that_vanished_is_missing(whole: Made) -> None:
@@ -349,11 +388,12 @@ def test_file_that_vanished_is_missing(whole: Made) -> None:
 def test_file_that_upload_has_deleted_is_held(whole: Made, events: Sequence[str]) -> None:
     """A file that the store has proved to hold counts as if it were here."""
     path = whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip"
-    before = whole.feed(has_store=True)
+    before = whole.feed(store="s3://ticks")
+    facts: dict[str, Any] = {"file": f"{SPOT}/{path.name}", "bytes": path.stat().st_size, "store": "s3://ticks"}
     path.unlink()
     for event in events:
-        whole.tell(event, SPOT, AFTER, file=f"{SPOT}/{path.name}", bytes=1, detail="proved", store="s3://ticks")
-    feed = whole.feed()
+        whole.tell(event, SPOT, AFTER, detail="proved", **facts)
+    feed = whole.feed(store="s3://ticks")
     assert of(feed) == ("complete", 240, 240, {})
     assert (feed.rows, feed.rows_per_hour, feed.files.size) == (before.rows, before.rows_per_hour, before.files.size)
     assert (before.files.uploaded, feed.files.uploaded) == (0, 1)
@@ -362,8 +402,8 @@ def test_file_that_upload_has_deleted_is_held(whole: Made, events: Sequence[str]
 def test_days_before_that_upload_has_deleted_still_prove_the_beginning(whole: Made) -> None:
     """The names in the journal join the day to a day whose files are only in the store."""
     path = whole.path / SPOT / f"BTCUSDT-trade-{BEFORE}-1-100.csv.zip"
+    whole.uploaded(path)
     path.unlink()
-    whole.tell("uploaded", SPOT, file=f"{SPOT}/{path.name}", store="s3://ticks")
     feed = whole.feed()
     assert feed.ids is not None
     assert (feed.state, feed.ids.begins) == ("complete", "follows")
@@ -444,6 +484,7 @@ def test_feed_connected_all_day_without_a_row(made: Made, events: Sequence[str],
     """Connected from midnight to midnight and no alarm of silence: quiet; with one: missing."""
     made.seal(BEFORE, range(1, 11))
     made.measure(86_400, 86_400)
+    made.measure(600, 600, day=AFTER, end_s=600)
     for event in events:
         made.tell(event, SPOT, seconds=90, exchange_id=12)
     report = made.report()
@@ -574,11 +615,11 @@ def test_files_not_uploaded_are_named(made: Made) -> None:
     path = made.seal(DAY, range(1, 51))
     other = made.seal(DAY, range(51, 101))
     made.open(AFTER, [101])
-    made.tell("uploaded", SPOT, AFTER, file=f"{SPOT}/{path.name}", store="s3://ticks/data")
-    report = made.report()
+    made.uploaded(path, "s3://ticks/data")
+    report = made.report(store="s3://ticks/data")
     assert report.stores == ["s3://ticks/data"]
     assert (report.feeds[0].files.uploaded, report.feeds[0].files.not_uploaded) == (1, [other.name])
-    assert "1 of 2 not uploaded yet" in show(report, None)
+    assert "1 of 2 not uploaded yet to s3://ticks/data" in " ".join(show(report, None).split())
     assert report.exit_code == 0
 
 
@@ -599,7 +640,7 @@ def test_damaged_journal_is_told(whole: Made) -> None:
         '"last_id":2}\n{"at":"2026-11-20T00:00:00Z","event":"sealed","subject":7}\n{"at":"2026-11-20", torn',
         "utf-8",
     )
-    report = gather(whole.path, days_asked(DAY, 1, NOW.date()), wanted=[], has_store=False, now=NOW)
+    report = gather(whole.path, days_asked(DAY, 1, NOW.date()), wanted=[], store="", now=NOW)
     assert of(report.feeds[0]) == ("complete", 240, 240, {})
     assert "4 lines cannot be read" in report.troubles[0]
 
@@ -607,7 +648,7 @@ def test_damaged_journal_is_told(whole: Made) -> None:
 def test_missing_journal_is_told(whole: Made) -> None:
     """Without a journal the names still prove the day, and the report says what it does not know."""
     days = days_asked(DAY, 1, NOW.date())
-    report = gather(whole.path, days, wanted=[], has_store=False, now=NOW)
+    report = gather(whole.path, days, wanted=[], store="", now=NOW)
     assert report.exit_code == 0
     assert "journal.jsonl does not exist" in report.troubles[0]
 
@@ -663,10 +704,10 @@ def test_account_agrees_with_sets_of_ids(
             if place != "here":
                 path.unlink()
             if place == "stored":
-                made.tell("uploaded", SPOT, file=f"{SPOT}/{path.name}", store="s3://ticks")
+                made.uploaded(path)
     said = {event: {id_ for first, last in spans for id_ in range(first, last + 1)} for event, spans in told.items()}
-    for event, spans in told.items():
-        for first, last in spans:
+    for event in ("gap", "filled", "absent", "lost"):
+        for first, last in told[event]:
             made.numbers(event, first, last)
     held = ids["here"] | ids["stored"]
     rest = ids["never"]
@@ -792,7 +833,7 @@ def test_json_holds_everything(whole: Made) -> None:
     assert told["verdict"] == "complete"
     assert told["feeds"][0]["ids"] == {
         "first": 101, "last": 340, "begins": "follows", "ends": "followed", "expected": 240, "held": 240, "absent": 0,
-        "not_trades": 0, "missing": {},
+        "not_trades": 0, "assumed": 0, "missing": {},
     }  # fmt: skip
 
 

@@ -52,7 +52,10 @@ LAYOUT: dict[str, set[str]] = {
     "chart": {"report"},
     "measured": {"journal"},
     "metrics": {"", "status"},
-    "report": {"alerts", "config", "events", "exchanges", "files", "gaps", "hours", "journal", "measured", "status"},
+    "report": {
+        "alerts", "backlog", "config", "events", "exchanges", "files", "gaps", "hours", "journal", "measured",
+        "salvage", "sealed", "status",
+    },
     "store": {"", "config", "files"},
     "deliveries": {"journal", "sealed"},
     "upload": {

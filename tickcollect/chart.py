@@ -4,7 +4,8 @@ Rules:
 
 1. Each feed has a panel of its own with its own height; what is not in order comes first. Beyond `PANELS` feeds the
    last panel is the sum of the others.
-2. Hours are UTC, by trade time. An hour without a row is marked on the axis, so that it is not taken for a small one.
+2. Hours are UTC, by trade time. An hour without a row is marked on the axis, so that it is not taken for a small one;
+   hours that had not begun when the report was made are left blank.
 3. A gap is marked at the hour in which it was found: hollow if it was settled, filled if IDs are missing. Form and
    words tell what the colours tell.
 """
@@ -17,7 +18,7 @@ from datetime import date
 from PIL import Image, ImageDraw, ImageFont
 
 from tickcollect.report import FeedDay, Report
-from tickcollect.report.shown import headline
+from tickcollect.report.shown import headline, hours_begun
 
 PANELS = 12
 HOURS = 24
@@ -48,6 +49,8 @@ class Panel:
     missing: set[int] = field(default_factory=set)
     """Hours in which a gap was found of which IDs are missing."""
     in_order: bool = True
+    begun: int = 0
+    """How many of the hours had begun."""
 
     def __post_init__(self) -> None:
         self.hours = self.hours or [0] * HOURS * self.days
@@ -84,7 +87,8 @@ def panels(report: Report) -> list[Panel]:
         missing = sum(day.ids.missing_total for day in of_group if day.ids is not None)
         rows = sum(day.rows for day in of_group)
         told = [title, f"{rows:,} rows" if rows else "no row", *([f"{missing:,} IDs missing"] if missing else [])]
-        panel = Panel("   ".join(told), len(report.days))
+        told += ["unknown whether IDs are missing"] if any(day.state == "unknown" for day in of_group) else []
+        panel = Panel("   ".join(told), len(report.days), begun=sum(hours_begun(report, day) for day in report.days))
         for day in of_group:
             panel.add(day, report.days[0])
         found.append(panel)
@@ -130,7 +134,7 @@ def _draw_panel(pen: ImageDraw.ImageDraw, panel: Panel, top: int, fonts: Fonts) 
         if rows:
             height = max(2, round(rows / most * (BAR_BOTTOM - BAR_TOP)))
             pen.rectangle((left, base - height, max(left, right), base - 1), BAR)
-        else:
+        elif hour < panel.begun:
             pen.line((left, base, max(left, right), base), INK, width=3)
     for hour in panel.settled - panel.missing:
         _mark(pen, LEFT + (hour + 0.5) * step, base, SETTLED, full=False)

@@ -147,7 +147,8 @@ Examples:
 def report(last: str | None, number: int, form: str | None, config_path: Path | None, **options: Any) -> None:
     """Report on a UTC day's data: is all of it there, and if not, what is missing and why.
 
-    0 complete, 1 something is missing, or could not be sent, 2 a mistake, 3 there is no data of that day.
+    0 complete, 1 something is missing, or could not be sent, 2 a mistake, 3 there is no data of that day, 4 it is not
+    known whether anything is missing.
     """
     from tickcollect.report import ReportError, days_asked, of_config
     from tickcollect.report.shown import show

@@ -9,17 +9,22 @@ Rules:
    name), absent (the exchange's history shows that it was never published), no trade (a placeholder or internal fill
    of the futures `trade`, which has no row), or missing for one of the reasons in `MISSING`.
 3. The names of the files decide what is held, never what the journal says was filled. The journal gives reasons.
-4. Inside a file of a feed whose IDs rise by one, rows and IDs must be equally many. Where placeholders take IDs, names
-   cannot prove that: there a hole that the journal does not know is taken for placeholders.
+4. Inside a file of a feed whose IDs rise by one, rows and IDs must be equally many. Where placeholders take IDs, a file
+   passes over those that the collector saw, and names do not prove what is between two files: a hole there that the
+   journal does not know is taken for placeholders and counted as `assumed`. Where the journal does not reach back so
+   far, it is unexplained.
 5. An ID that was called absent and opened again counts as missing until it is settled, also inside a file that passes
    over it.
-6. A day without a later row is complete only if the feed was connected up to its end, or if it is not over.
+6. A day that is over is complete only if a later row continues it, or if the feed was known to be complete at a moment
+   after the day's end (`known_until`). A day that is not over is complete so far only if a live collector knows the
+   feed up to now. Times are the exchange's: this machine's clock corrected by what was measured.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 import msgspec
@@ -27,26 +32,38 @@ import msgspec
 from tickcollect.gaps import Ranges
 from tickcollect.hours import HOURS
 from tickcollect.measured import FeedMeasured
-from tickcollect.report.record import HELD, FeedRecord, KnownFile, Place, Told, day_number, day_text
+from tickcollect.report.record import (
+    DAY_ZERO,
+    HELD,
+    OPENING,
+    SETTLING,
+    FeedRecord,
+    KnownFile,
+    Place,
+    Told,
+    day_number,
+    day_text,
+)
+from tickcollect.report.vouched import Vouch
 
 DAY_S = 86_400
 NO_HOURS = [0] * HOURS
-CONNECTED_TO_THE_END_S = DAY_S - 30
-MOST_OF_A_DAY = 0.9
-"""A share of the day: connected for so long, without a row and without an alarm, a feed counts as quiet."""
+MARGIN_S = 15.0
+"""A connection may have been half open for so long before that is noticed."""
+MOST_OF_A_DAY_S = 0.9 * DAY_S
+"""Connected for so long, a feed that never had a row was looked at on that day."""
+NOBODY = "no collector runs"
 
 MISSING = ("gone", "damaged", "lost", "open", "unexplained")
 """Why an ID is missing, in the order in which the reasons are looked for: it was in a sealed file that is not here any
-more and that no store has proved to hold; it is in a file that cannot be read; the journal calls it lost; the journal
-has found it missing and has not given it up; nothing on record tells why."""
+more and that no store has proved to hold; it is in a file that is not what was sealed; the journal calls it lost; the
+journal has found it missing and has not given it up; nothing on record tells why."""
 
-OPENING = frozenset({"gap", "file_lost", "sync_failed", "reopened"})
-SETTLING = frozenset({"filled", "absent", "lost"})
-FOUND = OPENING | SETTLING
+FOUND = (OPENING | SETTLING) - {"damaged"}
 
-State = Literal["complete", "incomplete", "quiet", "missing"]
+State = Literal["complete", "incomplete", "quiet", "missing", "unknown"]
 Begin = Literal["follows", "first", "renumbered"]
-End = Literal["followed", "watched", "running", "unproved", "renumbered"]
+End = Literal["followed", "watched", "running", "unknown", "unproved", "renumbered"]
 
 
 # --- What is shown ---------------------------------------------------------------------------------------------------
@@ -61,12 +78,15 @@ class Ids(msgspec.Struct, frozen=True, kw_only=True):
     begins: Begin
     """`follows` the row before; `first`: nothing older is on record; `renumbered`: the numbering began anew."""
     ends: End
-    """`followed` by a later row; `watched`: connected up to midnight without a further row; `running`: the day is not
-    over; `unproved`: nothing shows that no row is missing at the end; `renumbered`."""
+    """`followed` by a later row; `watched`: known to be complete after midnight, without a further row; `running`: the
+    day is not over, and a collector knows that nothing is missing so far; `unknown`: it is not over, and nobody knows;
+    `unproved`: it is over, and nothing shows that no row is missing at the end; `renumbered`."""
     expected: int
     held: int
     absent: int
     not_trades: int
+    assumed: int
+    """Those of `not_trades` between two files, where nothing on record shows that no trade is missing."""
     missing: dict[str, int]
     """By reason (`MISSING`); empty when nothing is missing."""
 
@@ -89,7 +109,7 @@ class Hole(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     """Where rows were fetched from; empty if none were."""
     reason: str
-    """Why IDs are lost; empty if none are."""
+    """Why IDs are lost, damaged or gone; empty if none are, or nothing tells."""
 
 
 class Files(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,8 +122,11 @@ class Files(msgspec.Struct, frozen=True, kw_only=True):
     csv_size: int
     """Bytes of rows, unpacked."""
     uploaded: int | None
-    """How many sealed ones are proved to be in the store; None where none is used."""
+    """How many sealed ones are proved to be in the configured store, or in any where none is configured; None where
+    none is used."""
     not_uploaded: list[str]
+    stores: dict[str, int]
+    """How many sealed ones are proved to be in each store."""
 
 
 class Connection(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +135,7 @@ class Connection(msgspec.Struct, frozen=True, kw_only=True):
     measured_s: float
     connected_s: float
     reconnects: int
+    """Connections that broke while they carried this feed: one that carried many is counted with each."""
     live_rows: int
     latency_median_ms: float | None
     latency_p99_ms: float | None
@@ -125,9 +149,11 @@ class FeedDay(msgspec.Struct, frozen=True, kw_only=True):
     stream: str
     symbol: str
     state: State
-    """`complete`; `incomplete`; `quiet`: no trade happened; `missing`: a market without rows."""
+    """`complete`; `incomplete`; `quiet`: no trade happened; `missing`: a market without rows; `unknown`: no ID is known
+    to be missing, but not whether any is."""
     percent: float | None
-    """IDs of the day that are not missing, rounded down; 100 only if none is. None where no ID is known."""
+    """IDs known of the day that are not missing, rounded down; 100 only if none is. None where no ID is known, or none
+    known to be missing and the day's end not known either."""
     rows: int
     rows_per_hour: list[int]
     """Rows in each UTC hour, by trade time."""
@@ -138,6 +164,10 @@ class FeedDay(msgspec.Struct, frozen=True, kw_only=True):
     connection: Connection | None
     """None if nothing was measured."""
     notes: list[str]
+    unknown_since: str = ""
+    """UTC: since when it is not known whether IDs are missing; empty where it is known, or nobody tells since when."""
+    unknown_reason: str = ""
+    """Why it is not known; empty where it is."""
 
     @property
     def market(self) -> str:
@@ -165,14 +195,31 @@ def percent_of(missing: int, expected: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a feed's day is looked at with."""
+    """What a feed's day is looked at with. Times are this machine's."""
 
     day: int
-    today: int
+    now: datetime
+    clock_offset: timedelta
+    """How far the exchange's clock is ahead of this machine's."""
     wanted: bool
     """The feed is to be collected by the configuration."""
-    has_store: bool
+    store: str | None
+    """The store of which the files are counted; empty: any store; None where none is used."""
     measured: FeedMeasured | None
+    measured_after: FeedMeasured | None
+    """What was measured on the day after."""
+    vouch: Vouch | None
+    """What collectors say of the feed now."""
+
+    @property
+    def is_over(self) -> bool:
+        """The day is over where the exchange is."""
+        return day_number(self.now + self.clock_offset) > self.day
+
+    @property
+    def end(self) -> datetime:
+        """The day's end by the exchange's clock."""
+        return datetime.fromordinal(DAY_ZERO + self.day + 1).replace(tzinfo=UTC)
 
 
 def prove(feed: FeedRecord, asked: Asked) -> FeedDay | None:
@@ -186,24 +233,76 @@ def prove(feed: FeedRecord, asked: Asked) -> FeedDay | None:
     state, notes = _judged(feed, asked, ids)
     rows = sum(file.rows for file in held_files)
     by_hour = [sum(hour) for hour in zip(*(file.hours or NO_HOURS for file in held_files), NO_HOURS, strict=True)]
-    notes += _overlap(held_files)
+    notes += [*_overlap(feed, held_files), *_unchecked(held_files)]
     if sum(by_hour) != rows:
         notes.append(f"the hours of {rows - sum(by_hour):,} rows are not known")
+    is_open = state == "unknown" or (ids is not None and ids.ends in {"unknown", "unproved"})
+    since, reason = _unknown(feed, asked) if is_open else ("", "")
     return FeedDay(
         day=day_text(asked.day),
         exchange=feed.path.exchange,
         stream=feed.path.stream,
         symbol=feed.path.symbol,
         state=state,
-        percent=None if ids is None else percent_of(ids.missing_total, ids.expected),
+        percent=_percent(ids, is_open=is_open),
         rows=rows,
         rows_per_hour=by_hour,
         ids=ids,
         holes=holes,
-        files=_counted(files, has_store=asked.has_store),
+        files=_counted(files, asked.store),
         connection=None if asked.measured is None else _connection(asked.measured),
         notes=notes,
+        unknown_since=since,
+        unknown_reason=reason,
     )
+
+
+def _percent(ids: Ids | None, *, is_open: bool) -> float | None:
+    if ids is None or (is_open and not ids.missing_total):
+        return None
+    return percent_of(ids.missing_total, ids.expected)
+
+
+# --- What is known of a day's end ------------------------------------------------------------------------------------
+
+
+def known_until(feed: FeedRecord, asked: Asked) -> datetime | None:
+    """Return a moment up to which nothing is missing behind the newest row, by the exchange's clock; None if none is.
+
+    A collector that lives tells it; else its last word in the journal, or what was measured on the day after. All are
+    taken less what a half-open connection hides.
+    """
+    moments = [feed.known_at] if feed.known_at is not None else []
+    if asked.vouch is not None and asked.vouch.known:
+        moments.append(asked.vouch.since)
+    if asked.measured_after is not None and asked.measured_after.connected_until_s:
+        at = asked.end + timedelta(seconds=asked.measured_after.connected_until_s)
+        if feed.doubt is None or at < feed.doubt.since:
+            moments.append(at)
+    if not moments:
+        return None
+    return max(moments) + asked.clock_offset - timedelta(seconds=MARGIN_S)
+
+
+def _is_end_known(feed: FeedRecord, asked: Asked) -> bool:
+    """Tell whether it is known that nothing came behind the newest row, up to the day's end or up to now (rule 6)."""
+    if not asked.is_over:
+        return asked.vouch is not None and asked.vouch.known
+    until = known_until(feed, asked)
+    return until is not None and until >= asked.end
+
+
+def _unknown(feed: FeedRecord, asked: Asked) -> tuple[str, str]:
+    """Return since when it is not known whether IDs are missing, if somebody tells, and why."""
+    if _unseen(feed, asked.day):
+        return "", UNSEEN
+    if asked.vouch is not None and not asked.vouch.known:
+        since, reason = asked.vouch.since, asked.vouch.reason
+    elif feed.doubt is not None:
+        since, reason = feed.doubt.since, feed.doubt.reason
+    else:
+        return "", NOBODY if asked.vouch is None else "no later row has come"
+    return f"{since:%Y-%m-%dT%H:%M:%SZ}", reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,12 +342,11 @@ def _window(feed: FeedRecord, asked: Asked) -> _Window | None:
     if after is not None:
         ends = "followed"
     elif later:
-        ends = "renumbered"
-    elif asked.day >= asked.today:
-        ends = "running"
+        ends = "renumbered" if _was_seen(feed, asked.day) else "unproved"
+    elif asked.is_over:
+        ends = "watched" if _is_end_known(feed, asked) else "unproved"
     else:
-        watched = asked.measured is not None and asked.measured.connected_until_s >= CONNECTED_TO_THE_END_S
-        ends = "watched" if watched else "unproved"
+        ends = "running" if _is_end_known(feed, asked) else "unknown"
     ids = Ranges([(low, high)] if low <= high else [])
     for _ in _restarts(feed, asked.day):  # two numberings: what lies between them is no hole
         known = _union((file.first_id, file.last_id) for file in files)
@@ -262,6 +360,12 @@ def _restarts(feed: FeedRecord, day: int) -> list[datetime]:
     return [at for at in feed.moments["numbering_restarted"] if day_number(at) == day]
 
 
+def _was_seen(feed: FeedRecord, day: int) -> bool:
+    """Tell whether the collector was there when the next numbering after a day's began, so that nothing was missed."""
+    later = [at for at in feed.moments["numbering_restarted"] if day_number(at) >= day]
+    return bool(later) and min(later) not in feed.moments["restarted_unseen"]
+
+
 def _account(feed: FeedRecord, day: int, window: _Window) -> tuple[Ids, list[Hole]]:
     """Put each ID of the window where it belongs (rule 2)."""
     files = feed.files.get(day, [])
@@ -269,26 +373,27 @@ def _account(feed: FeedRecord, day: int, window: _Window) -> tuple[Ids, list[Hol
     ids = _minus(window.ids, _minus(window.others, own))
     rest = _minus(ids, own)
     told = _told_of(feed, day, ids)
-    absent_now, reopened = _standing(told)
-    passed_over = _split(own, reopened)[0] if feed.has_placeholders else Ranges()
+    standing = _standing(told, closes_when_filled=feed.has_placeholders)
+    passed_over = Ranges()
+    if feed.has_placeholders:
+        passed_over = _minus(_split(own, standing.reopened)[0], _at_the_ends(files, standing.reopened))
     own, rest = _minus(own, passed_over), _union([*rest.spans, *passed_over.spans])
     reasons = {
         "gone": _union((file.first_id, file.last_id) for file in files if file.place is Place.GONE),
         "damaged": _union((file.first_id, file.last_id) for file in files if file.place is Place.DAMAGED),
-        "absent": absent_now,
-        "lost": _union(_spans(told, {"lost"})),
-        "open": _union(_spans(told, OPENING)),
+        "absent": standing.absent,
+        "lost": standing.lost,
+        "open": standing.open,
     }
     parts = {}
     for reason, known in reasons.items():
         parts[reason], rest = _split(rest, known)
     absent = parts.pop("absent")
-    without_row = 0
+    assumed = _on_record(feed, day, rest) if feed.has_placeholders else Ranges()
+    parts["unexplained"] = _minus(rest, assumed)
+    without_row = assumed.count
     if feed.has_placeholders:
-        without_row = rest.count + sum(f.last_id - f.first_id + 1 - f.rows for f in files if f.place in HELD)
-        without_row -= passed_over.count
-    else:
-        parts["unexplained"] = rest
+        without_row += _passed_over(files) - passed_over.count
     missing = {reason: parts[reason].count for reason in MISSING if reason in parts and parts[reason].spans}
     counts = Ids(
         first=window.first,
@@ -299,24 +404,70 @@ def _account(feed: FeedRecord, day: int, window: _Window) -> tuple[Ids, list[Hol
         held=ids.count - sum(missing.values()) - absent.count - without_row,
         absent=absent.count,
         not_trades=without_row,
+        assumed=assumed.count,
         missing=missing,
     )
     filled = _split(_union(_spans(told, {"filled"})), own)[0]
     return counts, _holes(ids, told, parts, {"filled": filled, "absent": absent})
 
 
-def _standing(told: Sequence[Told]) -> tuple[Ranges, Ranges]:
-    """Return the IDs that still count as absent, and those that were opened again and not settled since (rule 5)."""
-    absent, reopened = Ranges(), Ranges()
+def _on_record(feed: FeedRecord, day: int, rest: Ranges) -> Ranges:
+    """Return which IDs between files, of which the journal tells nothing, it would have told if they were missing."""
+    if feed.journal_begins is not None and feed.journal_begins <= day:
+        return rest
+    earlier, _ = _neighbours(feed, day)
+    ends = {file.last_id for file in (*earlier, *feed.files.get(day, ())) if file.recorded}
+    return Ranges([(first, last) for first, last in rest.spans if first - 1 in ends])
+
+
+def _passed_over(files: Sequence[KnownFile]) -> int:
+    """Return how many IDs held files pass over; a file with late rows may lie within another's range."""
+    held = [file for file in files if file.place in HELD and file.rows_known]
+    return max(0, _union((file.first_id, file.last_id) for file in held).count - sum(file.rows for file in held))
+
+
+def _at_the_ends(files: Sequence[KnownFile], ids: Ranges) -> Ranges:
+    """Return which IDs begin or end a held file, so that it has their rows and does not pass over them."""
+    ends = {id_ for file in files if file.place in HELD for id_ in (file.first_id, file.last_id)}
+    return _union((id_, id_) for id_ in ends if _within(ids, id_, id_))
+
+
+@dataclass(slots=True)
+class _Standing:
+    """How IDs stand by what the journal has told of them last."""
+
+    absent: Ranges = field(default_factory=Ranges)
+    lost: Ranges = field(default_factory=Ranges)
+    open: Ranges = field(default_factory=Ranges)
+    """Told to be missing at some time; what a file has is not missing (rule 3)."""
+    reopened: Ranges = field(default_factory=Ranges)
+    """Opened again after they were settled, and not settled since (rule 5)."""
+
+
+def _standing(told: Sequence[Told], *, closes_when_filled: bool) -> _Standing:
+    """Return how IDs stand after all that was told, in order.
+
+    Where placeholders take IDs, names do not show what was missing: there `filled` closes what is open.
+    """
+    now = _Standing()
     for line in told:
+        first, last = line.first_id, line.last_id
         if line.event == "reopened":
-            absent.remove(line.first_id, line.last_id)
-            reopened.add(line.first_id, line.last_id)
+            now.reopened.add(first, last)
         elif line.event in SETTLING:
-            reopened.remove(line.first_id, line.last_id)
-        if line.event == "absent":
-            absent.add(line.first_id, line.last_id)
-    return absent, reopened
+            now.reopened.remove(first, last)
+        if line.event in OPENING or line.event in {"absence_seen", "store_lost"}:
+            now.open.add(first, last)
+        if line.event in OPENING:
+            now.absent.remove(first, last)
+            now.lost.remove(first, last)
+        elif line.event == "absent":
+            now.absent.add(first, last)
+        elif line.event == "lost":
+            now.lost.add(first, last)
+        elif line.event == "filled" and closes_when_filled:
+            now.open.remove(first, last)
+    return now
 
 
 def _told_of(feed: FeedRecord, day: int, ids: Ranges) -> list[Told]:
@@ -332,6 +483,10 @@ def _told_of(feed: FeedRecord, day: int, ids: Ranges) -> list[Told]:
     ]
 
 
+WHY = (("lost", "lost"), ("damaged", "damaged"), ("gone", "store_lost"))
+"""Of which entry of the journal the reason is told, by why IDs are missing."""
+
+
 def _holes(ids: Ranges, told: Sequence[Told], missing: dict[str, Ranges], settled: dict[str, Ranges]) -> list[Hole]:
     """Return each stretch of the day in which IDs did not come or are missing."""
     stretches = _split(ids, _union(_spans(told, FOUND)))[0]
@@ -342,7 +497,8 @@ def _holes(ids: Ranges, told: Sequence[Told], missing: dict[str, Ranges], settle
     for first, last in stretches.spans:
         lines = [line for line in told if line.first_id <= last and first <= line.last_id]
         counts = {reason: _within(part, first, last) for reason, part in missing.items()}
-        lost = [line.reason for line in lines if line.event == "lost"]
+        why = {line.event: line.reason for line in reversed(lines) if line.reason}
+        told_why = [why[event] for reason, event in WHY if counts[reason] and event in why]
         holes.append(
             Hole(
                 first_id=first,
@@ -352,7 +508,7 @@ def _holes(ids: Ranges, told: Sequence[Told], missing: dict[str, Ranges], settle
                 absent=_within(settled["absent"], first, last),
                 missing={reason: number for reason, number in counts.items() if number},
                 source=next((line.source for line in lines if line.source), ""),
-                reason=lost[0] if lost and counts["lost"] else "",
+                reason=told_why[0] if told_why else "",
             )
         )
     return holes
@@ -362,7 +518,8 @@ def _is_expected(feed: FeedRecord, asked: Asked) -> bool:
     """Tell whether a feed should have rows on a day on which it has none: it was collected before, or is to be now."""
     earlier, later = _neighbours(feed, asked.day)
     seen_before = bool(feed.files.get(asked.day - 1))
-    return bool((earlier and later) or seen_before or (asked.wanted and not (later and not earlier)))
+    is_collected = asked.vouch is not None and not asked.is_over
+    return bool((earlier and later) or seen_before or is_collected or (asked.wanted and not (later and not earlier)))
 
 
 def _judged(feed: FeedRecord, asked: Asked, ids: Ids | None) -> tuple[State, list[str]]:
@@ -370,46 +527,83 @@ def _judged(feed: FeedRecord, asked: Asked, ids: Ids | None) -> tuple[State, lis
     if feed.files.get(asked.day):
         assert ids is not None
         notes = [NOTES[place] for place in (ids.begins, ids.ends) if place in NOTES]
-        return "incomplete" if ids.missing_total or ids.ends == "unproved" else "complete", notes
+        notes += [UNSEEN] if _unseen(feed, asked.day) else []
+        notes += [ASSUMED.format(ids.assumed)] if ids.assumed else []
+        if ids.missing_total or ids.ends == "unproved":
+            return "incomplete", notes
+        return "unknown" if ids.ends == "unknown" or _unseen(feed, asked.day) else "complete", notes
     if ids is not None:
         if ids.missing_total:
             return "missing", ["not one row came, although the market traded: its IDs went on"]
+        if ids.assumed:
+            return "quiet", ["not one row came", ASSUMED.format(ids.assumed)]
         return "quiet", ["no trade happened: the rows before and after the day follow each other"]
-    silent = any(day_number(at) == asked.day for at in feed.moments["silent"])
+    return _judged_without_row(feed, asked)
+
+
+def _judged_without_row(feed: FeedRecord, asked: Asked) -> tuple[State, list[str]]:
+    """Return the verdict on a day of which no ID is known."""
+    if any(day_number(at) == asked.day for at in feed.moments["silent"]):
+        return "missing", ["not one row came, although its market traded"]
     connected_s = 0.0 if asked.measured is None else asked.measured.connected_s
-    enough_s = MOST_OF_A_DAY * (DAY_S if asked.day < asked.today or asked.measured is None else asked.measured.seconds)
-    if connected_s >= enough_s > 0 and not silent:
-        return "quiet", ["no row came while it was connected; the next row's ID will prove that none was missed"]
-    why = ", although its market traded" if silent else ", and it was not connected all day" if connected_s else ""
-    return "missing", [f"not one row came{why}"]
+    was_looked_at = connected_s >= MOST_OF_A_DAY_S
+    earlier, _ = _neighbours(feed, asked.day)
+    if _is_end_known(feed, asked) and (earlier or was_looked_at or not asked.is_over):
+        return "quiet", ["no row came while it was collected; the next row's ID will prove that none was missed"]
+    if was_looked_at or (not asked.is_over and (asked.vouch is not None or earlier)):
+        return "unknown", ["not one row came"]
+    return "missing", [f"not one row came{', and it was not connected all day' if connected_s else ''}"]
+
+
+def _unseen(feed: FeedRecord, day: int) -> bool:
+    """Tell whether a numbering began on the day of which nobody saw the beginning."""
+    return any(day_number(at) == day for at in feed.moments["restarted_unseen"])
 
 
 NOTES = {
     "first": "nothing older is on record",
     "renumbered": "the exchange began its numbering anew, so the IDs of the days beside it do not join",
-    "watched": "the next row has not come yet; it was connected up to the end of the day",
-    "unproved": "what came after its last row is not known: no later row is here, and nothing shows that it was "
-    "connected up to midnight",
+    "watched": "the next row has not come yet; it was known after the end of the day that none was missing",
+    "unproved": "what came after its last row is not known: no later row continues it, and nobody knew at the end of "
+    "the day or later that it was the last",
 }
 """What is said of a day's beginning and end; nothing of what is usual."""
+UNSEEN = (
+    "the exchange began its numbering anew while nobody watched, so nothing shows whether rows around that are missing"
+)
+ASSUMED = "{:,} IDs without a row between files are taken for placeholders, which nothing proves"
 
 
-def _overlap(files: Sequence[KnownFile]) -> list[str]:
+def _overlap(feed: FeedRecord, files: Sequence[KnownFile]) -> list[str]:
+    """Tell of IDs in two files; where files pass over IDs, one with late rows may lie within another's range."""
+    if feed.has_placeholders:
+        return []
     spans = [(file.first_id, file.last_id) for file in files]
     twice = sum(last - first + 1 for first, last in spans) - _union(spans).count
     return [f"{twice:,} IDs are in more than one file"] if twice else []
 
 
-def _counted(files: Sequence[KnownFile], *, has_store: bool) -> Files:
+def _unchecked(files: Sequence[KnownFile]) -> list[str]:
+    """Tell of files that only a store holds, sent by a version that did not look into them."""
+    count = sum(file.place is Place.STORED and not file.inspected for file in files)
+    sent = "1 file was" if count == 1 else f"{count:,} files were"
+    said = "that only a store holds, sent by an earlier version, which compared no rows; as many bytes as were sealed"
+    return [f"{sent} {said}"] if count else []
+
+
+def _counted(files: Sequence[KnownFile], store: str | None) -> Files:
     held = [file for file in files if file.place in HELD]
     sealed = [file for file in held if file.place is not Place.OPEN]
+    there = [file for file in sealed if (file.stores if store == "" else store in file.stores)]
+    names = {file.name for file in there}
     return Files(
         sealed=len(sealed),
         open=len(held) - len(sealed),
         size=sum(file.size for file in held),
         csv_size=sum(file.csv_size for file in held),
-        uploaded=sum(file.uploaded for file in sealed) if has_store else None,
-        not_uploaded=[file.name for file in sealed if not file.uploaded] if has_store else [],
+        uploaded=None if store is None else len(there),
+        not_uploaded=[] if store is None else [file.name for file in sealed if file.name not in names],
+        stores=dict(sorted(Counter(name for file in sealed for name in file.stores if name).items())),
     )
 
 

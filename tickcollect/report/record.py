@@ -3,13 +3,16 @@
 Rules:
 
 1. A file's name tells its IDs, and what was written when it was sealed (the journal's `sealed`) its rows, bytes and
-   hours. A file is believed to be that one while it has the bytes that it was sealed with; otherwise it is read.
-2. A file that is not here any more counts as stored if the journal tells that a store has proved to hold it
-   (`uploaded`, `deleted`), and as gone if not.
+   hours. A file is believed to be that one while it has the bytes that it was sealed with; otherwise it is read. One
+   that was told to be damaged is inspected whole, because a good copy may have been put in its place since.
+2. A file that is not here any more, or damaged, counts as stored if a store is proved to hold what was sealed
+   (`delivered`). If not, it counts as gone, or damaged.
 3. A growing CSV is read up to the size that it had when it was opened, and to its last whole row.
 4. Of days that were not asked for only the nearest before and after with rows are kept: they prove that a day begins
    and ends where its neighbours do. So memory does not grow with the years on record, nor with a file's size.
 5. A line or a file that cannot be understood is counted and told; it proves nothing.
+6. A collector says when it does not know of a feed whether IDs are missing (`unknown`) and when it knows again
+   (`known`). Of the first the open one is kept, of the second the newest: what lies between is settled.
 """
 
 import os
@@ -27,10 +30,14 @@ import msgspec
 from tickcollect.events import FuturesTrade
 from tickcollect.exchanges import MARKETS
 from tickcollect.files import QUARANTINE, UNREADABLE, FeedPath, NameRefusedError, SegmentName, chunks_of, open_csv
+from tickcollect.gaps import Ranges
 from tickcollect.hours import HourCount
 from tickcollect.journal import Entry
 from tickcollect.journal import read as read_journal
 from tickcollect.measured import FOLDER
+from tickcollect.report.delivered import Delivered, OnRecord, Sealed
+from tickcollect.salvage import Numbering
+from tickcollect.sealed import DamagedError, Inspection, SealRecord, UncheckableError
 
 DAY_ZERO = date(1970, 1, 1).toordinal()
 ID_COLUMN = 3
@@ -74,7 +81,7 @@ class Place(Enum):
     GONE = "gone"
     """They were sealed; the file is no longer here, and no store has proved to hold it."""
     DAMAGED = "damaged"
-    """In a file that cannot be read, or holds other rows than its name says."""
+    """In a file that is not what was sealed: it cannot be read, or holds other rows than its name says."""
 
 
 HELD = frozenset({Place.HERE, Place.OPEN, Place.STORED})
@@ -93,7 +100,13 @@ class KnownFile:
     """Bytes of the file itself."""
     csv_size: int = 0
     hours: list[int] | None = None
-    uploaded: bool = False
+    stores: frozenset[str] = frozenset()
+    """The stores that are proved to hold it."""
+    recorded: bool = False
+    """The journal tells of its sealing, so that it reaches back to it."""
+    rows_known: bool = True
+    inspected: bool = True
+    """Of a file that only a store holds: what was sent had been compared with what was sealed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +121,14 @@ class Told:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Doubt:
+    """It is not known since when, and why, whether IDs are missing."""
+
+    since: datetime
+    reason: str
+
+
 @dataclass(slots=True)
 class FeedRecord:
     """What is on record of one feed."""
@@ -117,7 +138,16 @@ class FeedRecord:
     """By day (days since 1970), in order of IDs."""
     told: list[Told] = field(default_factory=list)
     moments: dict[str, list[datetime]] = field(default_factory=lambda: defaultdict(list))
-    """When its numbering began anew (`numbering_restarted`), and when nothing came although it traded (`silent`)."""
+    """When its numbering began anew (`numbering_restarted`), when it did while it was not known what had come before
+    (`restarted_unseen`), and when nothing came although it traded (`silent`)."""
+    open: Ranges = field(default_factory=Ranges)
+    """What the whole journal tells to be missing and not settled."""
+    known_at: datetime | None = None
+    """When the journal has told last that nothing was missing behind the newest row."""
+    doubt: Doubt | None = None
+    """What the journal has told since of its not being known."""
+    journal_begins: int | None = None
+    """The day of the journal's first entry; None without one."""
 
     @property
     def name(self) -> str:
@@ -139,31 +169,21 @@ class Record:
     feeds: dict[str, FeedRecord] = field(default_factory=dict)
     clocks: dict[tuple[int, str], list[int]] = field(default_factory=lambda: defaultdict(list))
     """By day and exchange: how far its clock was measured to be ahead of this machine's, in ms."""
+    newest_clocks: dict[str, tuple[datetime, int]] = field(default_factory=dict)
+    """By exchange: the newest of these measurements, and when it was made."""
     starts: list[datetime] = field(default_factory=list)
     """When a collector was started."""
-    stores: set[str] = field(default_factory=set)
-    """Where files were uploaded to."""
+    disconnects: list[tuple[datetime, str]] = field(default_factory=list)
+    """When an open connection broke, and to which exchange; each once, however many feeds it carried."""
+    stores: dict[str, datetime] = field(default_factory=dict)
+    """Where files were uploaded to, and when the last one was."""
     troubles: list[str] = field(default_factory=list)
     """What could not be understood, a line each."""
 
-
-class _Sealed(msgspec.Struct, frozen=True):
-    """The journal's `sealed`."""
-
-    subject: str
-    file: str
-    rows: int
-    bytes: int
-    csv_bytes: int
-    hours: list[int] | None = None
-
-
-class _Delivered(msgspec.Struct, frozen=True):
-    """The journal's `uploaded` and `deleted`."""
-
-    subject: str
-    file: str
-    store: str = ""
+    def feed(self, path: FeedPath) -> FeedRecord:
+        """Return what is on record of a feed; nothing yet, if it is new."""
+        feed = FeedRecord(path)
+        return self.feeds.setdefault(feed.name, feed)
 
 
 class _Numbers(msgspec.Struct, frozen=True):
@@ -173,6 +193,17 @@ class _Numbers(msgspec.Struct, frozen=True):
     first_id: int
     last_id: int
     source: str = ""
+    reason: str = ""
+    detail: str = ""
+    store: str = ""
+
+
+class _Unknown(msgspec.Struct, frozen=True):
+    """The journal's `unknown` and `known`: of an exchange's feeds (`trade/BTCUSDT`)."""
+
+    subject: str
+    feeds: list[str]
+    since: datetime | None = None
     reason: str = ""
 
 
@@ -193,13 +224,18 @@ class _Start(msgspec.Struct, frozen=True):
     """The journal's `started`."""
 
 
+OPENING = frozenset({"gap", "file_lost", "sync_failed", "damaged", "reopened"})
+"""Entries after which IDs are missing; `damaged` only where no store was found to hold what was sealed."""
+SETTLING = frozenset({"filled", "absent", "lost"})
+_DELIVERY = frozenset({"uploaded", "deleted", "damaged", "store_lost", "name_taken"})
+
 _LINES: dict[str, type[msgspec.Struct]] = {
-    "sealed": _Sealed,
-    "uploaded": _Delivered,
-    "deleted": _Delivered,
-    **dict.fromkeys(("gap", "file_lost", "sync_failed", "reopened", "filled", "absent", "lost"), _Numbers),
+    "sealed": Sealed,
+    **dict.fromkeys(_DELIVERY, Delivered),
+    **dict.fromkeys(("gap", "file_lost", "sync_failed", "reopened", "absence_seen", *SETTLING), _Numbers),
+    **dict.fromkeys(("unknown", "known"), _Unknown),
     **dict.fromkeys(("clock_offset", "clock_wrong", "exchange_clock_wrong"), _Clock),
-    **dict.fromkeys(("numbering_restarted", "silent"), _Moment),
+    **dict.fromkeys(("numbering_restarted", "silent", "disconnected"), _Moment),
     "started": _Start,
 }
 """The kinds of entries that the report looks at, and what each must hold."""
@@ -233,11 +269,10 @@ def read_record(data_dir: Path, first_day: int, last_day: int) -> Record:
     journal.read(data_dir / JOURNAL)
     record = journal.record
     for path in _feed_paths(data_dir):
-        feed = FeedRecord(path)
-        record.feeds.setdefault(feed.name, feed)
+        record.feed(path)
     for feed in record.feeds.values():
-        files = _FileReader(data_dir, feed, journal.sealed[feed.name], journal.stored[feed.name], record.troubles)
-        feed.files = files.read()
+        feed.journal_begins = journal.begins
+        feed.files = _FileReader(data_dir, feed, journal.files[feed.name], record.troubles).read()
     return record
 
 
@@ -250,9 +285,10 @@ class _JournalReader:
     def __init__(self, first_day: int, last_day: int) -> None:
         self.first_day, self.last_day = first_day, last_day
         self.record = Record()
-        self.sealed: dict[str, _Near[_Sealed]] = defaultdict(lambda: _Near(first_day, last_day))
-        self.stored: dict[str, _Near[None]] = defaultdict(lambda: _Near(first_day, last_day))
-        """The files that a store has proved to hold."""
+        self.files: dict[str, _Near[OnRecord]] = defaultdict(lambda: _Near(first_day, last_day))
+        """What is on record of sealed files, by feed, day and name."""
+        self.begins: int | None = None
+        """The day of the first entry."""
 
     def read(self, path: Path) -> None:
         """Read all of it. Raises `JournalError`."""
@@ -263,6 +299,7 @@ class _JournalReader:
                 self._take(entry, msgspec.convert(entry.facts, _LINES[entry.event]))
             except (msgspec.ValidationError, NameRefusedError):
                 damaged += 1
+                self._take_shortened(entry)
         damaged += reading.damaged
         if damaged:
             self.record.troubles.append(f"{path}: {damaged:,} lines cannot be read; what they told is not known here")
@@ -275,27 +312,80 @@ class _JournalReader:
         at = entry.at.astimezone(UTC)
         day = day_number(at)
         match line:
-            case _Sealed():
-                self._put(self.sealed, line.subject, line.file, line)
-            case _Delivered():
-                self._put(self.stored, line.subject, line.file, None)
-                self.record.stores.update(filter(None, [line.store]))
+            case Sealed() | Delivered():
+                self._take_file(at, entry, line)
             case _Moment():
-                self._feed(line.subject).moments[entry.event].append(at)
-            case _Numbers() if day >= self.first_day - 1:  # clocks differ: what begins a day may be told before it
-                told = Told(at, entry.event, line.first_id, line.last_id, line.source, line.reason)
-                self._feed(line.subject).told.append(told)
-            case _Clock() if self.first_day <= day <= self.last_day:
-                self.record.clocks[day, line.subject].append(line.offset_ms)
+                self._take_moment(at, entry.event, line.subject)
+            case _Numbers():
+                self._take_numbers(at, entry.event, line)
+            case _Unknown():
+                self._take_unknown(at, entry.event, line)
+            case _Clock():
+                self._take_clock(at, line)
             case _Start() if self.first_day <= day <= self.last_day:
                 self.record.starts.append(at)
+        self.begins = day if self.begins is None else min(self.begins, day)
 
-    def _put(self, kept: dict[str, "_Near[Kept]"], subject: str, file: str, value: Kept) -> None:
-        name = Path(file).name
-        found = self._feed(subject).path.parse(name)
+    def _take_shortened(self, entry: Entry) -> None:
+        """Take an entry that was too long for the journal (`left_out`): whose feeds are unknown is then unknown."""
+        if entry.event == "unknown" and "left_out" in entry.facts and entry.at.tzinfo is not None:
+            at = entry.at.astimezone(UTC)
+            for feed in self.record.feeds.values():
+                feed.doubt = feed.doubt or Doubt(at, "an entry of the journal was too long to name its feeds")
+
+    def _take_clock(self, at: datetime, line: _Clock) -> None:
+        self.record.newest_clocks[line.subject] = at, line.offset_ms
+        if self.first_day <= day_number(at) <= self.last_day:
+            self.record.clocks[day_number(at), line.subject].append(line.offset_ms)
+
+    def _take_file(self, at: datetime, entry: Entry, line: Sealed | Delivered) -> None:
+        name = Path(line.file).name
+        feed = self._feed(line.subject)
+        found = feed.path.parse(name)
         if found is None or not found.sealed:
             raise NameRefusedError(f"{name!r} is not the name of a sealed file")
-        kept[subject].put(found.day, name, value)
+        near = self.files[feed.name]
+        known = near.days.get(found.day, {}).get(name) or OnRecord()
+        known.take(entry.event, line)
+        near.put(found.day, name, known)
+        if isinstance(line, Delivered) and entry.event == "uploaded" and line.store:
+            self.record.stores[line.store] = at
+        if entry.event in {"damaged", "store_lost"}:
+            self._take_numbers(at, entry.event, msgspec.convert(entry.facts, _Numbers))
+
+    def _take_numbers(self, at: datetime, event: str, line: _Numbers) -> None:
+        feed = self._feed(line.subject)
+        if line.first_id > line.last_id:
+            return
+        if event in OPENING and not (event == "damaged" and line.store):
+            feed.open.add(line.first_id, line.last_id)
+        elif event in SETTLING:
+            feed.open.remove(line.first_id, line.last_id)
+        if day_number(at) >= self.first_day - 1:  # clocks differ: what begins a day may be told before it
+            told = "held by a store" if event == "damaged" and line.store else event
+            reason = line.reason or line.detail
+            feed.told.append(Told(at, told, line.first_id, line.last_id, line.source, reason))
+
+    def _take_moment(self, at: datetime, event: str, subject: str) -> None:
+        if event == "disconnected":
+            if self.first_day <= day_number(at) <= self.last_day:
+                self.record.disconnects.append((at, subject))
+            return
+        feed = self._feed(subject)
+        feed.moments[event].append(at)
+        if event == "numbering_restarted":
+            feed.open = Ranges()
+            if feed.doubt is not None:
+                feed.moments["restarted_unseen"].append(at)
+
+    def _take_unknown(self, at: datetime, event: str, line: _Unknown) -> None:
+        for short in line.feeds:
+            feed = self._feed(f"{line.subject}/{short}")
+            if event == "known":
+                feed.known_at, feed.doubt = at, None
+            elif feed.doubt is None:
+                since = line.since.astimezone(UTC) if line.since is not None and line.since.tzinfo is not None else at
+                feed.doubt = Doubt(min(since, at), line.reason)
 
     def _feed(self, subject: str) -> FeedRecord:
         feed = self.record.feeds.get(subject)
@@ -353,8 +443,7 @@ class _FileReader:
 
     data_dir: Path
     feed: FeedRecord
-    sealed: _Near[_Sealed]
-    stored: _Near[None]
+    on_record: _Near[OnRecord]
     troubles: list[str]
 
     def read(self) -> dict[int, list[KnownFile]]:
@@ -371,14 +460,14 @@ class _FileReader:
 
     def _read_once(self, troubles: list[str]) -> dict[int, list[KnownFile]]:
         directory = self.feed.path.directory(self.data_dir)
-        near = _Near[SegmentName](self.sealed.first_day, self.sealed.last_day)
+        near = _Near[SegmentName](self.on_record.first_day, self.on_record.last_day)
         try:
             here = {path.name for path in directory.iterdir()}
         except FileNotFoundError:
             here = set()
         except OSError as error:
             raise _not_read(directory, error) from error
-        known = [name for journal in (self.sealed, self.stored) for names in journal.days.values() for name in names]
+        known = [name for names in self.on_record.days.values() for name in names]
         for name in here.union(known):
             parsed = self.feed.path.parse(name)
             if parsed is not None and not parsed.temporary:
@@ -392,38 +481,65 @@ class _FileReader:
         found = []
         for text, name in names.items():
             path = directory / text
+            on_record = self.on_record.days.get(name.day, {}).get(text) or OnRecord()
             try:
                 if text not in here:
-                    found.append(self._elsewhere(text, name))
+                    found.append(self._elsewhere(text, name, on_record))
                 elif name.sealed:
-                    found.append(self._sealed(path, name, troubles))
+                    found.append(self._sealed(path, name, on_record, troubles))
                 elif name.first_id not in sealed_first:  # else a crash came between its sealing and its deletion
                     found += self._open(path, name)
             except _WrongRowsError as error:
                 troubles.append(f"{path} {error}")
-                found.append(KnownFile(text, name.first_id, name.last_id or name.first_id, Place.DAMAGED))
+                found.append(self._damaged(text, name, on_record))
+        troubles += [f"{directory / file.name}: {why}" for file in found if (why := self._doubtful(file))]
         return sorted(found, key=lambda file: (file.first_id, file.last_id))
 
-    def _elsewhere(self, text: str, name: SegmentName) -> KnownFile:
-        """Tell of a file that is not here (rule 2)."""
-        assert name.last_id is not None
-        stored = text in self.stored.days.get(name.day, {})
-        facts = self.sealed.days.get(name.day, {}).get(text)
-        place = Place.STORED if stored else Place.GONE
-        if facts is None:
-            rows = 0 if self.feed.has_placeholders else name.last_id - name.first_id + 1
-            return KnownFile(text, name.first_id, name.last_id, place, rows, uploaded=stored)
-        return KnownFile(
-            text, name.first_id, name.last_id, place, facts.rows, facts.bytes, facts.csv_bytes, facts.hours, stored
-        )
+    def _doubtful(self, file: KnownFile) -> str:
+        """Say why a file that is not here is not believed to be in the store that it was sent to."""
+        if file.place is not Place.DAMAGED:
+            return ""
+        day = next(name.day for name in [self.feed.path.parse(file.name)] if name is not None)
+        on_record = self.on_record.days.get(day, {}).get(file.name)
+        return "" if on_record is None else on_record.contradiction
 
-    def _sealed(self, path: Path, name: SegmentName, troubles: list[str]) -> KnownFile:
+    def _elsewhere(self, text: str, name: SegmentName, on_record: OnRecord) -> KnownFile:
+        """Tell of a file that is not here (rule 2)."""
+        stores = on_record.stores
+        lost = Place.DAMAGED if on_record.damaged or on_record.contradiction else Place.GONE
+        return self._recorded(text, name, on_record, Place.STORED if stores else lost)
+
+    def _damaged(self, text: str, name: SegmentName, on_record: OnRecord) -> KnownFile:
+        """Tell of a file that is here and not what its name says (rule 2)."""
+        if name.sealed and on_record.stores:
+            return self._recorded(text, name, on_record, Place.STORED)
+        return KnownFile(text, name.first_id, name.last_id or name.first_id, Place.DAMAGED)
+
+    def _recorded(self, text: str, name: SegmentName, on_record: OnRecord, place: Place) -> KnownFile:
+        """Tell of a file by what was written when it was sealed."""
+        assert name.last_id is not None
+        facts, stores, inspected = on_record.sealed, on_record.stores, on_record.is_inspected
+        if facts is None:
+            known = not self.feed.has_placeholders
+            rows = name.last_id - name.first_id + 1 if known else 0
+            return KnownFile(
+                text, name.first_id, name.last_id, place, rows, stores=stores, rows_known=known, inspected=inspected
+            )
+        return KnownFile(
+            text, name.first_id, name.last_id, place, facts.rows, facts.bytes, facts.csv_bytes, facts.hours, stores,
+            recorded=True, inspected=inspected,
+        )  # fmt: skip
+
+    def _sealed(self, path: Path, name: SegmentName, on_record: OnRecord, troubles: list[str]) -> KnownFile:
         """Tell of a sealed file, by the journal or by its rows (rule 1)."""
         assert name.last_id is not None
-        uploaded = path.name in self.stored.days.get(name.day, {})
+        facts = on_record.sealed
+        if on_record.damaged:
+            self._inspect(path, name, facts)
         if not self._is_asked(name):
-            return KnownFile(path.name, name.first_id, name.last_id, Place.HERE, uploaded=uploaded)
-        facts = self.sealed.days.get(name.day, {}).get(path.name)
+            return KnownFile(
+                path.name, name.first_id, name.last_id, Place.HERE, stores=on_record.stores, recorded=facts is not None
+            )
         size = path.stat().st_size
         if facts is not None and facts.hours is not None and facts.bytes == size:
             rows = _Rows(facts.rows, name.first_id, name.last_id, facts.csv_bytes, facts.hours)
@@ -438,8 +554,28 @@ class _FileReader:
                 "they are those of its name"
             )
         return KnownFile(
-            path.name, rows.first_id, rows.last_id, Place.HERE, rows.rows, size, rows.csv_size, rows.hours, uploaded
-        )
+            path.name, rows.first_id, rows.last_id, Place.HERE, rows.rows, size, rows.csv_size, rows.hours,
+            on_record.stores, recorded=facts is not None,
+        )  # fmt: skip
+
+    def _inspect(self, path: Path, name: SegmentName, facts: Sealed | None) -> None:
+        """Read a file whole that was told to be damaged. Raises `_WrongRowsError` if it is."""
+        seal = None
+        if facts is not None:
+            seal = SealRecord(facts.bytes, facts.rows, facts.csv_bytes, facts.csv_sha256, facts.sha256)
+        numbering = Numbering.RISING if self.feed.has_placeholders else Numbering.BY_ONE
+        try:
+            inspection = Inspection(self.feed.path, name, path.name.removesuffix(name.packing), numbering, seal)
+            with path.open("rb") as file:
+                for chunk in chunks_of(file):
+                    inspection.feed(chunk)
+            inspection.end()
+        except FileNotFoundError:
+            raise
+        except PermissionError as error:
+            raise _not_read(path, error) from error
+        except (DamagedError, UncheckableError, OSError) as error:
+            raise _WrongRowsError(f"is not what was sealed: {error}") from error
 
     def _open(self, path: Path, name: SegmentName) -> list[KnownFile]:
         """Tell of a CSV that is not sealed yet; it may hold no whole row."""
@@ -456,7 +592,7 @@ class _FileReader:
         return [KnownFile(path.name, rows.first_id, rows.last_id, Place.OPEN, rows.rows, size, size, rows.hours)]
 
     def _is_asked(self, name: SegmentName) -> bool:
-        return self.sealed.first_day <= name.day <= self.sealed.last_day
+        return self.on_record.first_day <= name.day <= self.on_record.last_day
 
     def _check_count(self, rows: _Rows) -> None:
         """Hold the number of rows against the IDs: each has one, unless placeholders take some."""

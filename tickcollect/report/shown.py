@@ -7,6 +7,7 @@ Rules:
 2. A table is as wide as the terminal at most: columns are added by their importance while they fit (`COLUMNS`).
 3. Names and reasons are printed, never interpreted: no markup, no control characters, only ASCII where the terminal's
    encoding is not UTF-8. Colour says nothing that the marks and words do not.
+4. Where it is not known whether IDs are missing, no sentence, percentage or colour says that none is.
 
 rich is imported where something is drawn: it takes longer to load than all that `--json` needs. What sends messages is
 imported for a message only.
@@ -14,6 +15,7 @@ imported for a message only.
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +46,8 @@ NAME_CELLS = 28
 
 REMEDIES = {
     "gone": "Gone: its file was sealed and is not here any more, and no upload has proved it. Put the file back.",
-    "damaged": "Damaged: its file cannot be read, or holds other rows than its name says. Fetch it from the store.",
+    "damaged": "Damaged: its file is not what was sealed, and no store is known to hold that. It is neither sent nor "
+    "deleted. Put a good copy in its place, or restart the collector, which fetches its rows again.",
     "lost": "Lost: the exchange's history cannot give it any more. Nothing to do.",
     "open": "Open: not given up. The collector goes on asking; see that it runs: `tickcollect status`.",
     "unexplained": "Unexplained: nothing on record tells why. Restart the collector, which compares the files at its "
@@ -53,8 +56,11 @@ REMEDIES = {
     "`tickcollect check`.",
     "unproved": "No later row: start the collector; its next row proves the end, or shows what is missing and has it "
     "fetched.",
+    "unknown": "Not known: while no collector receives a feed, nobody knows what the exchange has sent. See "
+    "`tickcollect status`; once it collects again, what was missed is found and fetched.",
 }
 """What the reasons in `MISSING` mean, and what to do; likewise for a market without rows and an end without proof."""
+REASONS_TOLD = 3
 
 
 def show(report: Report, form: str | None) -> str:
@@ -77,13 +83,32 @@ def show(report: Report, form: str | None) -> str:
 def headline(report: Report) -> str:
     """Return the verdict in one line."""
     period = report.days[0] if len(report.days) == 1 else f"{report.days[0]} to {report.days[-1]}"
-    bad = sum(not feed.in_order for feed in report.feeds)
-    if report.verdict != "incomplete":
+    if report.verdict in {"complete", "no data"}:
         return f"{period}: {report.verdict}{' so far' if _running(report) else ''}"
-    if len(report.days) == 1:
-        return f"{period}: NOT complete, {bad:,} of {_plural(len(report.feeds), 'feed')}"
-    days = len({feed.day for feed in report.feeds if not feed.in_order})
-    return f"{period}: NOT complete on {days:,} of {len(report.days):,} days"
+    word = "NOT complete" if report.verdict == "incomplete" else "unknown"
+    bad = [feed for feed in report.feeds if not feed.in_order]
+    if len(report.days) > 1:
+        days = len({feed.day for feed in bad})
+        return f"{period}: {word} on {days:,} of {len(report.days):,} days"
+    whose = f"{len(bad):,} of {_plural(len(report.feeds), 'feed')}"
+    if report.verdict == "unknown":
+        return f"{period}: {_unknown_text(report, bad)}, {whose}"
+    return f"{period}: {word}, {whose}"
+
+
+def _unknown_text(report: Report, feeds: Sequence[FeedDay]) -> str:
+    """Say since when it is not known of some feeds whether IDs are missing, and why."""
+    first = min((feed.unknown_since for feed in feeds if feed.unknown_since), default="")
+    since = f" since {_moment(report, first)}" if first else ""
+    found = list(dict.fromkeys(feed.unknown_reason for feed in feeds if feed.unknown_reason))
+    more = [f"and {len(found) - REASONS_TOLD:,} more reasons"] if len(found) > REASONS_TOLD else []
+    reasons = "; ".join(found[:REASONS_TOLD] + more)
+    return f"unknown{since}{f' ({reasons})' if reasons else ''}"
+
+
+def _moment(report: Report, at: str) -> str:
+    """Return a time to the second, with its date unless it is of the day that the report was made."""
+    return f"{at[11:19]} UTC" if at[:10] == report.made_at[:10] else f"{at[:10]} {at[11:19]} UTC"
 
 
 def summary(report: Report) -> list[str]:
@@ -95,27 +120,46 @@ def summary(report: Report) -> list[str]:
 
 def _proved(report: Report) -> Iterator[str]:
     feeds = [feed for feed in report.feeds if feed.ids is not None and feed.rows]
-    rows = f"{sum(feed.rows for feed in feeds):,} rows"
+    rows = _plural(sum(feed.rows for feed in feeds), "row")
+    assumed = sum(feed.ids.assumed for feed in report.feeds if feed.ids is not None)
+    but = f", but for {_plural(assumed, 'ID')} taken for placeholders, which nothing proves" if assumed else ""
     if report.verdict == "complete":
         names = {feed.name for feed in feeds}
+        if not names:
+            yield "No trade happened."
+            return
         of = "the feed" if len(names) == 1 else f"the {len(names):,} feeds"
         places = {place for feed in feeds if feed.ids is not None for place in (feed.ids.begins, feed.ids.ends)}
         joined = ", without a break to the days before and after" if places <= {"follows", "followed"} else ""
         every = "So far every" if _running(report) else "Every"
-        yield f"{every} ID of {of} is in the files{joined}: {rows}."
+        yield f"{every} ID of {of} is in the files{joined}{but}: {rows}."
         return
+    unknown = [feed for feed in report.feeds if feed.state == "unknown"]
+    parts = [*_wrong(report)]
+    if report.verdict == "unknown":
+        parts.append("No ID is known to be missing; whether any is, is not known")
+    elif unknown:
+        parts.append(f"{_plural(len(unknown), 'feed')} {_unknown_text(report, unknown)}")
+    yield f"{', '.join(parts)}{but}; {rows} {'is' if rows.startswith('1 ') else 'are'} there."
+
+
+def _wrong(report: Report) -> Iterator[str]:
+    """Yield how much is known not to be in order."""
     missing = sum(feed.ids.missing_total for feed in report.feeds if feed.ids is not None)
     silent = sum(feed.state == "missing" for feed in report.feeds)
     unproved = sum(feed.ids is not None and feed.ids.ends == "unproved" for feed in report.feeds)
-    parts = [f"{_plural(missing, 'ID')} missing"] if missing else []
-    parts += [f"{_plural(silent, 'market')} without a row"] if silent else []
-    parts += [f"{_plural(unproved, 'feed')} without proof of the day's end"] if unproved else []
-    yield f"{', '.join(parts)}; {rows} are there."
+    if missing:
+        yield f"{_plural(missing, 'ID')} missing"
+    if silent:
+        yield f"{_plural(silent, 'market')} without a row"
+    if unproved:
+        yield f"{_plural(unproved, 'feed')} without proof of the day's end"
 
 
 def _running(report: Report) -> bool:
-    """Tell whether the last day is not over."""
-    return any(feed.ids is not None and feed.ids.ends == "running" for feed in report.feeds)
+    """Tell whether the last day is not over, as far as is known where its feeds come from."""
+    is_today = report.days[-1] >= report.made_at[:10]
+    return is_today or any(feed.ids is not None and feed.ids.ends == "running" for feed in report.feeds)
 
 
 def _gaps(report: Report) -> Iterator[str]:
@@ -135,29 +179,40 @@ def _delivery(report: Report) -> Iterator[str]:
     files = [feed.files for feed in report.feeds]
     sealed, packed = sum(each.sealed for each in files), sum(each.size for each in files)
     told = f"{_plural(sealed + sum(each.open for each in files), 'file')}, {size(packed)}"
-    waiting = [name for each in files for name in each.not_uploaded]
+    parts = [told]
     if sealed and any(each.uploaded is not None for each in files):
-        stores = f" to {', '.join(report.stores)}" if report.stores else ""
-        told += (
-            f"; {len(waiting):,} of {sealed:,} not uploaded yet" if waiting else f"; all sealed ones uploaded{stores}"
-        )
-    yield f"{told}."
+        held = Counter[str]()
+        for each in files:
+            held.update(each.stores)
+        if report.store:
+            parts.append(_held(report.store, held.pop(report.store, 0), sealed))
+        parts += [f"elsewhere, {name} holds {count:,} of {sealed:,}" for name, count in sorted(held.items())]
+        if not report.store and not held:
+            parts.append("no store holds a sealed one")
+    yield f"{'; '.join(parts)}."
+
+
+def _held(store: str, count: int, sealed: int) -> str:
+    """Say how many sealed files the configured store holds."""
+    if count == sealed:
+        return f"all sealed ones uploaded to {store}"
+    return f"{sealed - count:,} of {sealed:,} not uploaded yet to {store}"
 
 
 def _connections(report: Report) -> Iterator[str]:
     measured = [feed.connection for feed in report.feeds if feed.connection is not None]
     if not measured:
-        yield "Connection time and latency: nothing was measured."
+        broke = f"; {_plural(report.disconnects, 'connection')} broke" if report.disconnects else ""
+        yield f"Connection time and latency: nothing was measured{broke}."
         return
     share = _share(sum(each.connected_s for each in measured), sum(each.measured_s for each in measured))
-    breaks = sum(each.reconnects for each in measured)
     ran_s = dict.fromkeys(report.days, 0.0)
     for feed in report.feeds:
         if feed.connection is not None:
             ran_s[feed.day] = max(ran_s[feed.day], feed.connection.measured_s)
     told = f"Connected for {share} of the {span(sum(ran_s.values()))} that the collector ran"
-    if breaks:
-        told += f", {_plural(breaks, 'reconnect')}"
+    if report.disconnects:
+        told += f", {_plural(report.disconnects, 'connection')} broke"
     latencies = sorted(
         (each.latency_median_ms, each.latency_p99_ms or 0.0) for each in measured if each.latency_median_ms is not None
     )
@@ -179,6 +234,8 @@ def findings(report: Report) -> list[str]:
         name = _name(report, feed)
         if feed.state == "missing":
             together.setdefault("; ".join(feed.notes), []).append(name)
+        elif feed.state == "unknown":
+            together.setdefault(_unknown_text(report, [feed]), []).append(name)
         elif feed.ids is not None and feed.ids.ends == "unproved":
             together.setdefault(NOTES["unproved"], []).append(name)
         holes += [f"{name}: {told}" for told in _holes_of(feed)]
@@ -194,8 +251,7 @@ def advice(report: Report) -> list[str]:
     for feed in report.feeds:
         if feed.ids is not None:
             reasons.update(feed.ids.missing, {feed.ids.ends})
-        if feed.state == "missing":
-            reasons.add("no row")
+        reasons.update({"missing": ["no row"], "unknown": ["unknown"]}.get(feed.state, ()))
     return [text for reason, text in REMEDIES.items() if reason in reasons]
 
 
@@ -243,7 +299,7 @@ def worst(report: Report) -> list[str]:
 
 
 def _badness(feed: FeedDay) -> tuple[bool, float, int, str]:
-    percent_there = 0.0 if feed.percent is None else feed.percent
+    percent_there = feed.percent if feed.percent is not None else 0.0 if feed.state == "missing" else 100.0
     missing = 0 if feed.ids is None else feed.ids.missing_total
     return feed.in_order, 0.0 if feed.in_order else percent_there, -missing, feed.name
 
@@ -251,6 +307,7 @@ def _badness(feed: FeedDay) -> tuple[bool, float, int, str]:
 def _market_line(report: Report, feed: FeedDay) -> str:
     missing = 0 if feed.ids is None else feed.ids.missing_total
     parts = [feed.state, percent(feed), _plural(feed.rows, "row")]
+    parts += [_unknown_text(report, [feed])] if feed.unknown_reason and feed.state != "unknown" else []
     parts += [f"{_plural(missing, 'ID')} missing"] if missing else []
     parts += [_plural(len(feed.holes), "gap")] if feed.holes else []
     return f"{_name(report, feed)}: {', '.join(part for part in parts if part != '-')}"
@@ -276,10 +333,12 @@ def notice(report: Report, machine: str, attachments: Sequence[Path]) -> "Notice
 
 
 def percent(feed: FeedDay) -> str:
-    """Return how complete a feed's day is: `100 %` only if nothing is missing, else rounded down."""
+    """Return how complete a feed's day is: `100 %` only if it is known that nothing is missing, else rounded down."""
     if feed.percent is None:
         return "-"
-    return "100 %" if feed.percent == 100 else f"{int(feed.percent * 100) / 100:.2f} %"  # noqa: PLR2004 - per cent
+    if feed.percent == 100:  # noqa: PLR2004 - per cent
+        return "100 %"
+    return f"{int(feed.percent * 100) / 100:.2f} %{' of what is known' if feed.unknown_reason else ''}"
 
 
 def milliseconds(latency_ms: float) -> str:
@@ -309,6 +368,7 @@ CSV_COLUMNS = (
     "expected", "held", "absent", "not_trades", *MISSING, "missing_ids", "gaps", "gaps_settled", "filled", "sealed",
     "open_files", "size", "csv_size", "uploaded", "measured_s", "connected_s", "reconnects", "live_rows",
     "latency_median_ms", "latency_p99_ms", *(f"rows_{hour:02d}h" for hour in range(HOURS)),
+    "assumed", "unknown_since", "unknown_reason",
 )  # fmt: skip
 """The columns of `--csv`. What is not known is empty."""
 
@@ -318,11 +378,18 @@ def to_csv(report: Report) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(map(_csv_row, report.feeds))
+    writer.writerows(_csv_row(report, feed) for feed in report.feeds)
     return text.getvalue()
 
 
-def _csv_row(feed: FeedDay) -> dict[str, object]:
+def hours_begun(report: Report, day: str) -> int:
+    """Return how many hours of a day had begun when the report was made."""
+    if day < report.made_at[:10]:
+        return HOURS
+    return int(report.made_at[11:13]) + 1 if day == report.made_at[:10] else 0
+
+
+def _csv_row(report: Report, feed: FeedDay) -> dict[str, object]:
     row: dict[str, object] = {
         "day": feed.day,
         "exchange": feed.exchange,
@@ -340,12 +407,15 @@ def _csv_row(feed: FeedDay) -> dict[str, object]:
         "size": feed.files.size,
         "csv_size": feed.files.csv_size,
         "uploaded": feed.files.uploaded,
+        "unknown_since": feed.unknown_since,
+        "unknown_reason": feed.unknown_reason,
     }
-    row |= {f"rows_{hour:02d}h": rows for hour, rows in enumerate(feed.rows_per_hour)}
+    begun = hours_begun(report, feed.day)
+    row |= {f"rows_{hour:02d}h": rows for hour, rows in enumerate(feed.rows_per_hour) if rows or hour < begun}
     if feed.ids is not None:
         row |= {"first_id": feed.ids.first, "last_id": feed.ids.last, "begins": feed.ids.begins}
         row |= {"ends": feed.ids.ends, "expected": feed.ids.expected, "held": feed.ids.held}
-        row |= {"absent": feed.ids.absent, "not_trades": feed.ids.not_trades}
+        row |= {"absent": feed.ids.absent, "not_trades": feed.ids.not_trades, "assumed": feed.ids.assumed}
         row |= {reason: feed.ids.missing.get(reason, 0) for reason in MISSING}
     return row if feed.connection is None else row | msgspec.structs.asdict(feed.connection)
 
@@ -359,6 +429,7 @@ class _Glyphs:
 
     well: str
     trouble: str
+    unknown: str
     rest: str
     advice: str
     cut: str
@@ -366,8 +437,8 @@ class _Glyphs:
     """No row, then few to most."""
 
 
-_UTF8 = _Glyphs("●", "✗", "○", "→", "…", "·▁▂▃▄▅▆▇█")
-_ASCII = _Glyphs("*", "x", "-", ">", "..", "_.:-=+*#@")
+_UTF8 = _Glyphs("●", "✗", "?", "○", "→", "…", "·▁▂▃▄▅▆▇█")
+_ASCII = _Glyphs("*", "x", "?", "-", ">", "..", "_.:-=+*#@")
 
 Row = dict[str, str]
 """A line of the table: what stands under each title."""
@@ -390,14 +461,20 @@ class ReportTable:
         from rich.text import Text  # noqa: PLC0415 - see the module's docstring
 
         glyphs = _ASCII if options.ascii_only else _UTF8
-        well = self.report.verdict == "complete"
-        mark = glyphs.well if well else glyphs.trouble
-        yield Text(f"{mark} {headline(self.report)}", style="bold green" if well else "bold red")
+        mark, style = {
+            "complete": (glyphs.well, "bold green"),
+            "unknown": (glyphs.unknown, "bold yellow"),
+        }.get(self.report.verdict, (glyphs.trouble, "bold red"))
+        yield Text(f"{mark} {headline(self.report)}", style=style)
         yield from _listed(" ", summary(self.report), "", options)
         rows = _feed_rows(self.report, glyphs) if len(self.report.days) == 1 else _day_rows(self.report, glyphs)
         if rows:
             yield Text()
             yield _grid(rows, glyphs, options)
+        if rest := rows[ROWS_SHOWN:]:
+            bad = sum(row[""] in {glyphs.trouble, glyphs.unknown} for row in rest)
+            order = f"{bad:,} of them not in order" if bad else "all in order"
+            yield Text(f"  and {len(rest):,} more, {order}")
         below = (
             (glyphs.trouble, "red", findings(self.report)),
             (glyphs.advice, "", advice(self.report)),
@@ -428,15 +505,15 @@ def _feed_rows(report: Report, glyphs: _Glyphs) -> list[Row]:
     for feed in report.feeds:
         ids, connection = feed.ids, feed.connection
         files = feed.files
-        well = glyphs.rest if feed.state == "quiet" else glyphs.well
+        mark = {"quiet": glyphs.rest, "complete": glyphs.well, "unknown": glyphs.unknown}
         rows.append({
-            "": well if feed.in_order else glyphs.trouble,
+            "": mark.get(feed.state, glyphs.trouble),
             "feed": feed.symbol if one_market else feed.name,
             "rows": f"{feed.rows:,}",
-            "complete": {"missing": "no row", "quiet": "quiet"}.get(feed.state) or percent(feed),
+            "complete": _completeness(feed),
             "missing": f"{ids.missing_total:,}" if ids is not None and ids.missing_total else "",
             "gaps": f"{len(feed.holes):,}" if feed.holes else "-",
-            "hours": bars(feed.rows_per_hour, max(feed.rows_per_hour), glyphs),
+            "hours": bars(feed.rows_per_hour, max(feed.rows_per_hour), glyphs, hours_begun(report, feed.day)),
             "IDs": "" if ids is None or ids.first is None else f"{ids.first} to {ids.last}",
             "size": size(files.size) if files.size else "",
             "uploaded": "" if files.uploaded is None or not files.sealed else f"{files.uploaded} of {files.sealed}",
@@ -444,6 +521,13 @@ def _feed_rows(report: Report, glyphs: _Glyphs) -> list[Row]:
             "connected": "" if connection is None else _share(connection.connected_s, connection.measured_s),
         })  # fmt: skip
     return rows
+
+
+def _completeness(feed: FeedDay) -> str:
+    """Return in a few letters how complete a feed's day is."""
+    if word := {"missing": "no row", "quiet": "quiet", "unknown": "unknown"}.get(feed.state):
+        return word
+    return "unproved" if feed.percent is None else percent(feed)
 
 
 def _day_rows(report: Report, glyphs: _Glyphs) -> list[Row]:
@@ -454,7 +538,8 @@ def _day_rows(report: Report, glyphs: _Glyphs) -> list[Row]:
         feeds = [feed for feed in report.feeds if feed.day == day]
         missing = sum(feed.ids.missing_total for feed in feeds if feed.ids is not None)
         holes = sum(len(feed.holes) for feed in feeds)
-        well = glyphs.well if all(feed.in_order for feed in feeds) else glyphs.trouble
+        states = {feed.state for feed in feeds if not feed.in_order}
+        well = (glyphs.unknown if states == {"unknown"} else glyphs.trouble) if states else glyphs.well
         in_order = sum(feed.in_order for feed in feeds)
         rows.append({
             "": well if feeds else glyphs.rest,
@@ -463,7 +548,7 @@ def _day_rows(report: Report, glyphs: _Glyphs) -> list[Row]:
             "complete": f"{in_order:,} of {len(feeds):,} feeds" if feeds else "no data",
             "missing": f"{missing:,}" if missing else "",
             "gaps": f"{holes:,}" if holes else "-",
-            "hours": bars([sum(hour) for hour in _hours_of(report, day)], most, glyphs),
+            "hours": bars([sum(hour) for hour in _hours_of(report, day)], most, glyphs, hours_begun(report, day)),
             "size": size(sum(feed.files.size for feed in feeds)),
         })  # fmt: skip
     return rows
@@ -475,10 +560,14 @@ def _hours_of(report: Report, day: str) -> list[list[int]]:
     return [[hours[hour] for hours in by_feed] for hour in range(HOURS)]
 
 
-def bars(counts: Sequence[int], most: int, glyphs: _Glyphs) -> str:
-    """Return a bar of eight heights for each number, the highest for `most`; none at all for zero."""
+def bars(counts: Sequence[int], most: int, glyphs: _Glyphs, begun: int = HOURS) -> str:
+    """Return a bar of eight heights for each number, the highest for `most`; none for zero.
+
+    Of the hours, `begun` have begun; those that are to come are blank.
+    """
     steps = len(glyphs.bars) - 1
-    return "".join(glyphs.bars[-(-count * steps // most) if count else 0] for count in counts)
+    drawn = [glyphs.bars[-(-count * steps // most) if count else 0] for count in counts]
+    return "".join(bar if counts[hour] or hour < begun else " " for hour, bar in enumerate(drawn))
 
 
 def _latency(feed: FeedDay) -> str:
@@ -516,9 +605,6 @@ def _grid(rows: Sequence[Row], glyphs: _Glyphs, options: "ConsoleOptions") -> "T
         style = "red" if row[mark] == glyphs.trouble else ""
         cells = [Text(row.get(title, "")) for title in ORDER if title in chosen]
         grid.add_row(Text(f"{row[mark]} {text}"), *cells, style=style)
-    if rest := rows[ROWS_SHOWN:]:
-        bad = sum(row[mark] == glyphs.trouble for row in rest)
-        grid.add_row(Text(f"  and {len(rest):,} more, {f'{bad:,} of them not in order' if bad else 'all in order'}"))
     return grid
 
 
