@@ -10,9 +10,11 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -237,6 +239,25 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
         if program.process.poll() is None:
             program.process.kill()
         program.process.wait()
+
+
+@pytest.fixture
+def nobody(programs: Programs) -> Iterator[tuple[str, ...]]:
+    """Have the programs run in a folder that every user may enter; give what makes a command one of another user.
+
+    The folder is none of pytest's: each pytest that starts closes the folder of them all to other users.
+    """
+    if os.geteuid() != 0 or not shutil.which("setpriv"):
+        pytest.skip("needs root and setpriv, to be nobody")
+    before = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+    with tempfile.TemporaryDirectory() as name:
+        programs.folder = Path(name)
+        programs.folder.chmod(0o755)
+        if not all(above.stat().st_mode & 0o001 for above in programs.folder.parents):
+            pytest.skip("another user cannot reach the folder of temporary files")
+        if programs.run("--version", before=before).code:
+            pytest.skip("another user cannot read this checkout or its Python")
+        yield before
 
 
 # --- Where it uploads to -------------------------------------------------------------------------------------------

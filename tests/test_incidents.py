@@ -119,7 +119,7 @@ FACTS: dict[str, object] = {
     "again_in_s": 5.0, "id": 5, "free_mb": 12, "bytes": 123, "offset_ms": 2500, "now": 7, "was": 6, "store": "s3://b",
     "proof": "sha256", "files": 3, "already": 0, "sent": 1, "waiting": 2, "waiting_bytes": 99, "gaps": 1,
     "missing": 0, "filled": 11, "refused": 0, "since": "2026-11-21T02:00:00Z",
-    "kept": "quarantine/x.csv", "of": 40, "until": "2026-11-21T03:00:00Z",
+    "kept": "quarantine/x.csv", "of": 40, "until": "2026-11-21T03:00:00Z", "stated": 5,
 }  # fmt: skip
 """Facts of every event, by the names that those who tell it use."""
 
@@ -452,7 +452,7 @@ def test_end_tells_what_waited() -> None:
     night.ends()
     assert [notice.title for notice in night.notices()] == [
         "tick1: 4 more incidents within a short time",
-        "tick1: stopped after 1 rows",
+        "tick1: stopped after 1 row",
     ]
 
 
@@ -483,7 +483,7 @@ MOMENTS = [
         (
             "warning | tick1: binance changed its request limit\n"
             "5,000 request weight a minute; before it was 6,000.\n"
-            "The new limit is kept from now on. Nothing to do."
+            "The lower one of this and the limit that this version knows is kept to. Nothing to do."
         ),
     ),
     (
