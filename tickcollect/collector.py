@@ -710,7 +710,8 @@ class Collector:
         if not self.feeds:
             self.state = "stopped"
             return NOTHING_DONE
-        held = {feed: feed.sequence.newest_known_id or 0 for feed in self.feeds if feed.sequence.held}
+        holes = {feed: feed.sequence.holes() for feed in self.feeds if feed.sequence.held}
+        held = {feed: found[-1][1] + 1 for feed, found in holes.items() if found}  # rows that nothing contradicts
         try:
             async with asyncio.timeout(STOP_WITHIN_S):
                 await self.writer.finish(self._loop.time())

@@ -5,16 +5,21 @@
 1. A row follows from its symbol and its number (0, 1, 2, ...) alone; its price text occurs once in the whole market.
    Whoever finds an ID together with its price has found that very row.
 2. `numbering` makes the number an ID. It may jump, begin anew, or pass 2^53.
-3. `issued` holds the rows that have passed, sent or not, in order; history shows them, except those in `unpublished`.
+3. `issued` holds the rows that have passed, sent or not, in order; history shows those of the newest numbering, except
+   those in `unpublished`.
+4. `kinds` makes a number the `X` of the futures `trade`: placeholders and internal fills take an ID, and are neither
+   trades nor in history.
 """
 
 import asyncio
 import heapq
 import json
+import time
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, islice
 from operator import attrgetter
 from ssl import SSLContext
 
@@ -32,11 +37,18 @@ from tickcollect.dataset.replay.venue import (
 
 FIRST_ID = 4_000_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT")
+NO_TRADES = frozenset({"NA", "ADL", "INSURANCE_FUND"})
+"""What takes an ID of the futures `trade` and is no trade (observed on the wire, 2026-09)."""
 
 
 def counting(number: int) -> int:
     """Count on from the first ID, as the exchange does."""
     return FIRST_ID + number
+
+
+def trades_only(_: int) -> str:
+    """Let every row be an ordinary trade."""
+    return "MARKET"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,11 @@ class Issued:
     def fields(self) -> tuple[bytes, bytes]:
         """What proves this row in any text: its ID and its price."""
         return str(self.trade.id).encode(), self.trade.price.encode()
+
+    @property
+    def is_trade(self) -> bool:
+        """Whether it is a trade, which has to be kept; placeholders and internal fills are none."""
+        return self.trade.kind not in NO_TRADES
 
     @property
     def aggregate(self) -> Aggregate:
@@ -75,18 +92,30 @@ class Tape:
     unpublished: set[int] = field(default_factory=set)
     """IDs that history does not show."""
     exchange: str = "binance"
+    kinds: Callable[[int], str] = trades_only
+    same_ms: tuple[int, int] = (0, 0)
+    """The numbers from the first of these up to the second share one millisecond."""
     issued: dict[str, list[Issued]] = field(init=False)
+    issued_s: dict[str, list[float]] = field(init=False)
+    """When each of them was, by the monotonic clock."""
+    _begun: dict[str, int] = field(default_factory=dict)
+    """By symbol, the number with which its numbering last began anew."""
 
     def __post_init__(self) -> None:
         self.issued = {symbol: [] for symbol in self.symbols}
+        self.issued_s = {symbol: [] for symbol in self.symbols}
 
     def row(self, symbol: str, number: int) -> Issued:
         """Return a row by its number."""
         place = self.symbols.index(symbol)
         price = f"{64_000 + place}.{number:08d}"
         quantity = f"0.{number % 997 + 1:05d}000"
-        time_ms = self.start_ms + int(number * 1000 / self.rows_per_s)
-        return Issued(symbol, number, Trade(self.numbering(number), price, quantity, time_ms, number % 3 == 0))
+        counted = self.same_ms[0] if self.same_ms[0] <= number < self.same_ms[1] else number
+        time_ms = self.start_ms + int(counted * 1000 / self.rows_per_s)
+        kind = self.kinds(number)
+        if kind == "NA":  # a placeholder
+            price = quantity = "0"
+        return Issued(symbol, number, Trade(self.numbering(number), price, quantity, time_ms, number % 3 == 0, kind))
 
     # The market as `serve` wants it
 
@@ -131,15 +160,27 @@ class Tape:
         name, _, kind = played.stream.partition("@")
         symbol = name.upper()
         if kind == "trade":
-            self.issued[symbol].append(self.row(symbol, len(self.issued[symbol])))
+            row = self.row(symbol, len(self.issued[symbol]))
+            if row.trade.id < self.newest_id(symbol):
+                self._begun[symbol] = row.number
+            self.issued[symbol].append(row)
+            self.issued_s[symbol].append(time.monotonic())
 
     def trades(self, symbol: str, wanted: Wanted) -> list[Trade]:
         """Return history: by ID, or the newest."""
-        public = [row.trade for row in self.issued[symbol] if row.trade.id not in self.unpublished]
-        if wanted.from_id is None:
-            return public[-wanted.limit :]
-        first_id = wanted.from_id
-        return sorted((trade for trade in public if trade.id >= first_id), key=attrgetter("id"))[: wanted.limit]
+        rows = self._newest_numbering(symbol)
+        if wanted.from_id is not None:
+            rows = rows[bisect_left(rows, wanted.from_id, key=lambda row: row.trade.id) :]
+        shown = (row.trade for row in (rows if wanted.from_id is not None else reversed(rows)) if self._is_public(row))
+        found = list(islice(shown, wanted.limit))
+        return found if wanted.from_id is not None else found[::-1]
+
+    def _is_public(self, row: Issued) -> bool:
+        return row.is_trade and row.trade.id not in self.unpublished
+
+    def _newest_numbering(self, symbol: str) -> list[Issued]:
+        """Return the rows since the numbering last began anew: an ID of before names another row now."""
+        return self.issued[symbol][self._begun.get(symbol, 0) :]
 
     def aggregates(self, symbol: str, wanted: Wanted) -> list[Aggregate]:
         """Return history: by ID, or the newest."""

@@ -3,13 +3,17 @@
 What always has to hold, whatever happened:
 
 A. Every row issued since the first one that was sent is in exactly one place, or in a range that the journal calls
-   `lost` or `absent`, with a reason, or says that history lacks it (`absence_seen`).
+   `lost` or `absent`, with a reason, or says that history lacks it (`absence_seen`), and has not opened again since
+   (`reopened`, `damaged`). Where the numbering began anew, `numbering_restarted` says between which two rows nothing is
+   proved.
 B. Rows stand in the order in which they were issued, as they were sent; a row from history has an empty event time.
    For tickcollect: inside a file IDs rise by one, and a line is equal to the byte.
 C. Files are whole: no torn line, packed ones open. For tickcollect: the IDs in a name are true.
 D. The memory and the number of descriptors are as before.
 E. No planted secret comes out, and no traceback.
 F. The collector is alive, or has ended with a documented code.
+U. Nothing claims more than is true, while the fault stands, at each stop and at the end (`claims`).
+V. No ID that the exchange issued as a trade is ever called `absent`.
 
 The judge reads files only; it does not import what it judges.
 """
@@ -20,16 +24,20 @@ import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .exchange import Issued
+from .exchange import Issued, Tape
 from .target import SECRETS, Target
 
-NOT_DATA = {"exchanges.json", "alerts-waiting.json", "journal.jsonl", "status.json"}
+NOT_DATA = re.compile(r"(alerts-waiting|exchanges|journal|status|symbols|upload)[\w-]*\.jsonl?")
+"""What a data directory holds beside rows, directly below itself: what is known, waits or happened."""
 NOT_DATA_FOLDERS = {"measured", "quarantine"}
+STATING = {"lost", "absent", "absence_seen"}
+OPENING_AGAIN = {"reopened", "damaged"}
 NUMBERS = re.compile(rb"[0-9]+(?:\.[0-9]+)?")
 OWN_NAME = re.compile(r"(?P<symbol>\w+)-trade-\d{4}-\d\d-\d\d-(?P<first>\d+)(?:-(?P<last>\d+))?\.csv(?:\.zip)?")
 MORE_MEMORY_MB = 25.0
@@ -105,38 +113,121 @@ def journal(data_dir: Path) -> list[Entry]:
     return entries
 
 
-def stated(entries: Sequence[Entry], symbol: str) -> list[range]:
-    """Return the IDs of a symbol that the journal calls lost or absent, or of which it says that history lacks them."""
-    return [
-        range(entry["first_id"], entry["last_id"] + 1)
-        for entry in entries
-        if entry["event"] in {"lost", "absence_seen", "absent"} and entry["subject"].endswith(f"/{symbol}")
+@dataclass(frozen=True)
+class Statements:
+    """What the journal says of one symbol's IDs that are in no file."""
+
+    ranges: Sequence[tuple[str, int, int]]
+    """Kind, first and last ID of each entry, in order."""
+    restarts: Sequence[tuple[int, int]]
+    """The last ID of a numbering, and the first of the one that followed."""
+
+    def of(self, id_: int) -> str:
+        """Return the kind that states an ID, the last one said; empty where nothing does."""
+        kinds = [kind for kind, first, last in self.ranges if first <= id_ <= last]
+        return "" if not kinds or kinds[-1] in OPENING_AGAIN else kinds[-1]
+
+    def unproved(self, rows: Sequence[Issued]) -> set[int]:
+        """Return the numbers of rows between the last of one numbering and the first of the next that was seen."""
+        found: set[int] = set()
+        for last_id, first_id in self.restarts:
+            before = [row.number for row in rows if row.trade.id == last_id]
+            behind = [row.number for row in rows if row.trade.id == first_id]
+            if before and behind:
+                found.update(range(before[-1] + 1, behind[-1]))
+        return found
+
+
+def statements(entries: Sequence[Entry], symbol: str) -> Statements:
+    """Return what is said of a symbol's IDs."""
+    ours = [entry for entry in entries if str(entry.get("subject", "")).endswith(f"/{symbol}")]
+    ranges = [
+        (entry["event"], entry["first_id"], entry["last_id"])
+        for entry in ours
+        if entry["event"] in STATING | OPENING_AGAIN
     ]
+    restarts = [(entry["last_id"], entry["first_id"]) for entry in ours if entry["event"] == "numbering_restarted"]
+    return Statements(ranges, restarts)
+
+
+def wrongly_absent(entries: Sequence[Entry], market: Tape) -> list[int]:
+    """Return the IDs of trades that the exchange issued and history has, and the journal has ever called absent."""
+    found = []
+    for symbol, rows in market.issued.items():
+        absent = [(low, high) for kind, low, high in statements(entries, symbol).ranges if kind == "absent"]
+        for row in rows if absent else ():
+            is_public = row.is_trade and row.trade.id not in market.unpublished
+            if is_public and any(low <= row.trade.id <= high for low, high in absent):
+                found.append(row.trade.id)
+    return found
 
 
 def data_files(data_dir: Path) -> Iterator[Path]:
     """Yield the files that may hold rows."""
     for path in sorted(data_dir.rglob("*")):
-        hidden = path.name.startswith(".") or path.name in NOT_DATA or NOT_DATA_FOLDERS & set(path.parts)
-        if not hidden and path.is_file():
+        parts = path.relative_to(data_dir).parts
+        hidden = any(part.startswith(".") for part in parts) or NOT_DATA_FOLDERS & set(parts)
+        known = len(parts) == 1 and NOT_DATA.fullmatch(path.name)
+        if not hidden and not known and path.is_file():
             yield path
 
 
-def read(data_dir: Path, issued: Mapping[str, Sequence[Issued]], target: Target) -> Findings:
-    """Find every row in every file."""
-    by_price = {row.fields[1]: row for rows in issued.values() for row in rows}
-    findings = Findings()
+Read = dict[tuple[Path, int, int, int], "Findings"]
+"""What was found in a file, by its path, its inode, its size and when it was changed."""
+
+
+def read(
+    data_dir: Path, issued: Mapping[str, Sequence[Issued]], target: Target, before: Read | None = None
+) -> Findings:
+    """Find every row in every file; a file that has not changed since it was read into `before` is not read again."""
+    found: Read = {}
+    by_price: dict[bytes, Issued] = {}
     for path in data_files(data_dir):
         if target.keeps_journal and path.name.endswith(".unconfirmed"):
             continue
         try:
+            state = path.stat()
+            key = (path, state.st_ino, state.st_size, state.st_mtime_ns)
+            if before is not None and key in before:
+                found[key] = before[key]
+                continue
             content = _content(path)
         except FileNotFoundError:
             continue
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            findings.torn.append(f"{path.name}: {error}")
+            found[path, 0, 0, 0] = Findings(torn=[f"{path.name}: {error}"])
             continue
-        findings.files[path] = _rows(path, content, by_price, findings, target)
+        if not by_price:
+            by_price = {row.fields[1]: row for rows in issued.values() for row in rows if row.is_trade}
+        found[key] = _found_in(path, content, by_price, issued, target)
+    if before is not None:
+        before.clear()
+        before.update({key: findings for key, findings in found.items() if not findings.torn})
+    return _together(found.values())
+
+
+def _together(each: Iterable[Findings]) -> Findings:
+    whole = Findings()
+    for findings in each:
+        whole.files |= findings.files
+        whole.torn += findings.torn
+        whole.altered += findings.altered
+        whole.untrue += findings.untrue
+    return whole
+
+
+def _found_in(
+    path: Path,
+    content: bytes,
+    by_price: Mapping[bytes, Issued],
+    issued: Mapping[str, Sequence[Issued]],
+    target: Target,
+) -> Findings:
+    findings = Findings()
+    findings.files[path] = _rows(path, content, by_price, findings, target)
+    if target.keeps_journal:
+        no_trades = {row.trade.id for rows in issued.values() for row in rows if not row.is_trade}
+        _check_own_file(path, findings.files[path], no_trades, findings)
     return findings
 
 
@@ -163,8 +254,6 @@ def _rows(
         if row.fields[0] not in words or (target.keeps_journal and line not in own_lines(row)):
             findings.altered.append(f"{path.name}: {line[:120]!r}")
         rows.append(row)
-    if target.keeps_journal:
-        _check_own_file(path, rows, findings)
     return rows
 
 
@@ -179,7 +268,7 @@ def _own_line(row: Issued, event_ms: str) -> bytes:
     return f"trade,{event_ms},{','.join(map(str, columns))}\n".encode()
 
 
-def _check_own_file(path: Path, rows: Sequence[Issued], findings: Findings) -> None:
+def _check_own_file(path: Path, rows: Sequence[Issued], no_trades: set[int], findings: Findings) -> None:
     ids = [row.trade.id for row in rows]
     name = OWN_NAME.fullmatch(path.name)
     if name is None:
@@ -188,7 +277,7 @@ def _check_own_file(path: Path, rows: Sequence[Issued], findings: Findings) -> N
         findings.untrue.append(f"{path.name} is empty")
     elif ids and (int(name["first"]) != ids[0] or (name["last"] and int(name["last"]) != ids[-1])):
         findings.untrue.append(f"{path.name} holds {ids[0]} to {ids[-1]}")
-    if ids != list(range(ids[0], ids[0] + len(ids)) if ids else []):
+    if any(after <= before or set(range(before + 1, after)) - no_trades for before, after in pairwise(ids)):
         findings.untrue.append(f"{path.name}: its IDs do not rise by one")
 
 
@@ -200,10 +289,11 @@ def missing(
     silent: list[Issued] = []
     told: list[Issued] = []
     for symbol, rows in issued.items():
-        known = stated(entries, symbol)
+        known = statements(entries, symbol)
+        unproved = known.unproved(rows)
         for row in rows[begins.get(symbol, len(rows)) :]:
-            if (symbol, row.number) not in found:
-                (told if any(row.trade.id in ids for ids in known) else silent).append(row)
+            if row.is_trade and (symbol, row.number) not in found:
+                (told if known.of(row.trade.id) or row.number in unproved else silent).append(row)
     return silent, told
 
 

@@ -381,7 +381,7 @@ async def bad_history(scene: Scene, times: int, bad: BadHistory, least_wait_s: f
 
     scene.rest = rest
     await gap(scene, 30)
-    await scene.until(lambda: len(asked_s) > times, "history is asked again")
+    await scene.until(lambda: len(asked_s) > times, "history is asked again", scene.case.settle_s)
     if asked_s[times] - asked_s[times - 1] < least_wait_s:
         raise UnmetError(f"history said to wait {least_wait_s} s; it was asked again before")
 
@@ -539,13 +539,15 @@ CASES: Sequence[Case] = (
          partial(refuse_for, status=500, attempts=3), "trouble", quick=True),
     _NET("handshake-hangs", "N12", "a handshake is never answered", "gives up after a while, and tries again", hang),
     *(Case(f"history-{name}", "N13", what, must, partial(bad_history, times=times, bad=bad, least_wait_s=least_s),
-           tells, quick=name in {"429", "empty", "beyond"})
+           tells, quick=name in {"429", "empty", "beyond"},
+           settle_s=330.0 if name == "403" else 90.0)
       for name, what, must, times, bad, least_s, tells in (
           ("429", "history answers 429 with Retry-After 3", "nobody asks before that", 1,
            lambda _, __: Answer(429, b'{"code":-1003,"msg":"Too many"}', {"Retry-After": "3"}), 3.0, "filled"),
           ("418", "history answers 418 with Retry-After 4", "nobody asks before that", 1,
            lambda _, __: Answer(418, b"{}", {"Retry-After": "4"}), 4.0, "filled"),
-          ("403", "history is refused by a firewall", "asked again later", 1, lambda _, __: Answer(403, b""), 0.0,
+          ("403", "history is refused by a firewall", "left alone for minutes, then asked again", 1,
+           lambda _, __: Answer(403, b""), 60.0,
            "filled"),
           ("503", "history answers 503 three times", "asked again", 3, lambda _, __: Answer(503, b""), 0.0, "filled"),
           ("hangs", "history answers after a minute", "gives up, asks again", 1,

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from tickcollect.dataset.replay.server import Step
 
 from . import judge
 from .certificates import YEARS, certificate
-from .exchange import SYMBOLS, Tape, counting
+from .claims import Claim, Doubts, claims, summary, untrue_summary
+from .exchange import SYMBOLS, Tape, counting, trades_only
 from .judge import Findings, Score
 from .proxy import Proxy, proxying
 from .target import Addresses, Running, Target, start
@@ -30,6 +31,8 @@ PEERS_SETTLE_S = 5.0
 LONGEST_CASE_S = 240.0
 STOPPED_WITHIN_S = 20.0
 LOOK_S = 0.1
+CLAIMS_S = 1.0
+"""Between two looks at what the collector claims; it writes its status once a second."""
 
 MessageTwist = Callable[[Connection, str, int, bytes], Iterable[Step]]
 RestTwist = Callable[[Request, Answer], Answer]
@@ -67,6 +70,16 @@ class Case:
     """Whether it belongs to the selection of an ordinary test run."""
     memory_mb: float = judge.MORE_MEMORY_MB
     """What the process may have grown by."""
+    settle_s: float = SETTLED_WITHIN_S
+    """How long it may take at the end until every row is in a file or stated."""
+    exchange: str = "binance"
+    stream: str = "trade"
+    kinds: Callable[[int], str] = trades_only
+    """The `X` of each row of the futures `trade`."""
+    must_be_filled: bool = False
+    """Whether a row that history seems to lack (`absence_seen`) does not count as settled: it has it in the end."""
+    may_stay_unknown: bool = False
+    """Whether the last line of the last run may say that something is not known."""
 
 
 @dataclass
@@ -86,6 +99,11 @@ class Scene:
     running: Running | None = None
     message: MessageTwist | None = None
     rest: RestTwist | None = None
+    messages: list[MessageTwist] = field(default_factory=list)
+    """Further ones, each given what those before it have made of a message."""
+    rests: list[RestTwist] = field(default_factory=list)
+    doubts: Doubts = field(default_factory=Doubts)
+    """What the collector has claimed and is not true."""
     handshake: HandshakeTwist | None = None
     begins: dict[str, int] = field(default_factory=dict)
     """By symbol, the number of the first row that was sent to anybody."""
@@ -95,6 +113,9 @@ class Scene:
     """When a websocket was asked for."""
     processes: list[Running] = field(default_factory=list)
     ws_url: str = ""
+    _read: judge.Read = field(default_factory=dict)
+    last_line: str = ""
+    """What the run that was stopped last has said of what is missing."""
 
     def __post_init__(self) -> None:
         self.ws_url = f"ws://127.0.0.1:{self.proxy.port}"
@@ -113,18 +134,25 @@ class Scene:
     @property
     def feed_dir(self) -> Path:
         """Where tickcollect keeps the first symbol's files."""
-        return self.data_dir / "binance" / "trade" / self.market.symbols[0]
+        return self.data_dir / self.case.exchange / self.case.stream / self.market.symbols[0]
 
     # What the exchange does
 
     def _message(self, connection: Connection, stream: str, number: int, payload: bytes) -> Iterator[Step]:
-        steps = [payload] if self.message is None else list(self.message(connection, stream, number, payload))
+        steps: list[Step] = [payload]
+        for twist in (*filter(None, (self.message,)), *self.messages):
+            made = (
+                [step] if not isinstance(step, bytes) else twist(connection, stream, number, step) for step in steps
+            )
+            steps = [step for some in made for step in some]
         if payload in steps:
             self.begins.setdefault(stream.partition("@")[0].upper(), number)
         return iter(steps)
 
     def _rest(self, request: Request, answer: Answer) -> Answer:
-        return self.rest(request, answer) if self.rest else answer
+        for twist in (*filter(None, (self.rest,)), *self.rests):
+            answer = twist(request, answer)
+        return answer
 
     def _handshake(self, target: str, headers: Mapping[str, str]) -> Answer | None:
         self.handshakes_s.append(asyncio.get_running_loop().time())
@@ -140,6 +168,24 @@ class Scene:
 
         self.message = twist
 
+    @contextmanager
+    def sending(self, twist: MessageTwist) -> Iterator[None]:
+        """Send what `twist` makes of each message, as long as the block lasts."""
+        self.messages.append(twist)
+        try:
+            yield
+        finally:
+            self.messages.remove(twist)
+
+    @contextmanager
+    def answering(self, twist: RestTwist) -> Iterator[None]:
+        """Answer REST with what `twist` makes of each answer, as long as the block lasts."""
+        self.rests.append(twist)
+        try:
+            yield
+        finally:
+            self.rests.remove(twist)
+
     def history_requests(self) -> int:
         """Count the requests for rows of history by ID so far."""
         return sum(dict(request.query).get("fromId") is not None for request in self.server.requests)
@@ -151,7 +197,8 @@ class Scene:
         addresses = Addresses(
             self.ws_url, f"http://127.0.0.1:{self.proxy.port}", self.market.symbols, data_dir or self.data_dir
         )
-        return [*self.wrapper, *self.target.command_line(addresses), *more]
+        market = [] if self.case.exchange == "binance" else ["--exchange", self.case.exchange, "--stream", "trade"]
+        return [*self.wrapper, *self.target.command_line(addresses), *market, *more]
 
     async def start(self) -> Running:
         """Start the collector (again)."""
@@ -175,10 +222,22 @@ class Scene:
 
     async def stop(self) -> int | None:
         """Ask the collector to stop, and return its exit code."""
+        printed, stopped_s = len(self.collector.output()), time.monotonic()
         self.collector.send(signal.SIGTERM)
         code = await self.collector.ended(STOPPED_WITHIN_S)
         await self.collector.finish_off()
+        said = summary(self.collector.output()[printed:])
+        if said is not None and code == 0 and self.target.keeps_journal:
+            self.last_line = said.text
+            self.doubts.untrue += untrue_summary(said, stopped_s, self.market, self.begins, self.state())
         return code
+
+    async def stop_well(self) -> None:
+        """Stop the collector; it has to end in time and in order, and to say something of what is missing."""
+        self.last_line = ""
+        code = await self.stop()
+        if self.target.keeps_journal and (code != 0 or not self.last_line):
+            raise UnmetError(f"asked to stop, it ends in order within {STOPPED_WITHIN_S:.0f} s; code {code}")
 
     async def kill(self) -> None:
         """Kill the collector."""
@@ -187,12 +246,34 @@ class Scene:
 
     def findings(self) -> Findings:
         """Read its files."""
-        return judge.read(self.data_dir, self.market.issued, self.target)
+        return judge.read(self.data_dir, self.market.issued, self.target, self._read)
+
+    def state(self) -> tuple[Findings, list[judge.Entry]]:
+        """Read its files and its journal."""
+        entries = judge.journal(self.data_dir)
+        return self.findings(), entries
 
     def unsettled(self) -> int:
         """Count the rows that are neither in a file nor stated."""
-        entries = judge.journal(self.data_dir)
-        return len(judge.missing(self.market.issued, self.begins, self.findings(), entries)[0])
+        findings, entries = self.state()
+        silent, told = judge.missing(self.market.issued, self.begins, findings, entries)
+        return len(silent) + (len(told) if self.case.must_be_filled else 0)
+
+    def claims(self) -> list[Claim]:
+        """Return what the running collector's status says."""
+        return [claim for claim in claims(self.data_dir) if claim.pid == self.collector.pid]
+
+    async def look_at_claims(self) -> None:
+        """Hold what the collector claims against the truth, for ever."""
+        while True:
+            await asyncio.sleep(CLAIMS_S)
+            running = self.running
+            if running is None or running.code is not None:
+                continue
+            fresh = self.doubts.fresh(self.data_dir, running.pid)  # before the files are read
+            state = self.state() if any(claim.is_known for claim in fresh) else (Findings(), [])
+            for claim in fresh:
+                self.doubts.judge(claim, self.market, self.begins, state)
 
     def said(self) -> str:
         """Return what it has printed since the fault."""
@@ -205,10 +286,14 @@ class Scene:
     async def until(self, condition: Callable[[], bool], what: str, within_s: float = SETTLED_WITHIN_S) -> None:
         """Wait until a condition holds. Raises `UnmetError`."""
         deadline_s = time.monotonic() + within_s
-        while not condition():
+        while True:
+            asked_s = time.monotonic()
+            if condition():
+                return
             if time.monotonic() > deadline_s:
                 raise UnmetError(f"not within {within_s:.0f} s: {what}")
-            await asyncio.sleep(LOOK_S)
+            # The exchange lives in this event loop too: a look that takes long leaves it more time before the next.
+            await asyncio.sleep(max(LOOK_S, 3 * (time.monotonic() - asked_s)))
 
     async def until_said(self, pattern: str, within_s: float = SETTLED_WITHIN_S) -> None:
         """Wait until the collector has said something since the fault."""
@@ -239,7 +324,14 @@ async def staged(case: Case, target: Target, seed: int) -> AsyncIterator[Scene]:
     """Set up everything for one case, and take it down."""
     directory = Path(tempfile.mkdtemp(prefix=f"fault-{case.name}-"))
     directory.chmod(0o755)
-    market = Tape(int(case.market_time_s(time.time()) * 1000), case.rows_per_s, SYMBOLS[: case.symbols], case.numbering)
+    market = Tape(
+        int(case.market_time_s(time.time()) * 1000),
+        case.rows_per_s,
+        SYMBOLS[: case.symbols],
+        case.numbering,
+        exchange=case.exchange,
+        kinds=case.kinds,
+    )
     tls, trusted = certificate(directory, "DNS:localhost", YEARS) if target.needs_tls else (None, None)
     try:
         async with (
@@ -271,8 +363,8 @@ async def play(case: Case, target: Target, seed: int = 0) -> Score:
             return score
     async with staged(case, target, seed) as scene:
         try:
-            async with asyncio.timeout(LONGEST_CASE_S):
-                await _play(scene, score)
+            async with asyncio.timeout(LONGEST_CASE_S + case.settle_s - SETTLED_WITHIN_S):
+                await _play_watched(scene, score)
         except (UnmetError, TimeoutError) as unmet:
             score.failures.append(str(unmet) or f"not done within {LONGEST_CASE_S:.0f} s")
         except OSError as error:  # one case that cannot be played must not end the others
@@ -280,6 +372,20 @@ async def play(case: Case, target: Target, seed: int = 0) -> Score:
             score.exit_code = scene.collector.code if scene.running else None
         await _judge(scene, score)
     return score
+
+
+async def _play_watched(scene: Scene, score: Score) -> None:
+    if not scene.target.keeps_journal:
+        await _play(scene, score)
+        return
+    looking = asyncio.create_task(scene.look_at_claims())
+    try:
+        await _play(scene, score)
+    finally:
+        looking.cancel()
+        await asyncio.wait({looking})
+        if not looking.cancelled():
+            looking.result()
 
 
 async def _play(scene: Scene, score: Score) -> None:
@@ -294,7 +400,7 @@ async def _play(scene: Scene, score: Score) -> None:
     await scene.until_current()
     score.recovered_s = round(time.monotonic() - healed_s, 1)
     scene.server.pause()
-    settle_s = SETTLED_WITHIN_S if target.keeps_journal else PEERS_SETTLE_S
+    settle_s = case.settle_s if target.keeps_journal else PEERS_SETTLE_S
     with suppress(UnmetError):
         await scene.until(lambda: scene.unsettled() == 0, "all rows are in files", settle_s)
     if target.keeps_journal and scene.collector is began_with and scene.collector.code is None:
@@ -307,13 +413,15 @@ async def _play(scene: Scene, score: Score) -> None:
     score.exit_code = await scene.stop()
     if target.keeps_journal and score.exit_code != 0:
         score.failures.append(f"asked to stop, it ended with code {score.exit_code}")
+    elif target.keeps_journal and "not known" in scene.last_line and not case.may_stay_unknown:
+        score.failures.append(f"all is healed, and its last line is {scene.last_line!r}")
 
 
 async def _judge(scene: Scene, score: Score) -> None:
     for process in scene.processes:
         await process.finish_off()
     issued, begins = scene.market.issued, scene.begins
-    score.sent = sum(len(rows) - begins.get(symbol, len(rows)) for symbol, rows in issued.items())
+    score.sent = sum(row.is_trade for symbol, rows in issued.items() for row in rows[begins.get(symbol, len(rows)) :])
     findings = scene.findings()
     rows_missing = judge.missing(issued, begins, findings, judge.journal(scene.data_dir))
     judge.judge(score, findings, rows_missing, scene.target)
@@ -322,6 +430,11 @@ async def _judge(scene: Scene, score: Score) -> None:
     told = next((line for line in lines if scene.case.tells and re.search(scene.case.tells, line)), "")
     score.told = told or (lines[0] if lines else "")
     if scene.target.keeps_journal:
+        score.failures += scene.doubts.untrue[:3]
+        if wrong := judge.wrongly_absent(judge.journal(scene.data_dir), scene.market):
+            score.failures.append(f"{len(wrong)} IDs of trades were called absent, the first {wrong[0]}")
+        if scene.case.must_be_filled and score.stated:
+            score.failures.append(f"history has {score.stated} rows that are only stated")
         if scene.case.tells and not told:
             score.failures.append(f"nothing was said that matches {scene.case.tells!r}")
         score.failures += judge.secrets_in(scene.directory)
