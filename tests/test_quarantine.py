@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loguru import logger
 
-from tickcollect.happenings import QUARANTINE_WAITING_BYTES, Quarantine
+from tickcollect.happenings import QUARANTINE_WAITING_BYTES, Happenings, Quarantine
+from tickcollect.journal import Journal, read
 
 WAIT_S = 60
 
@@ -150,3 +152,21 @@ def test_a_log_file_begins_anew_at_its_size_and_old_ones_go(tmp_path: Path) -> N
     lines = [line for n in ("", ".1") for line in (tmp_path / f"run.log{n}").read_text().splitlines()]
     assert any("line 4999 " in line for line in lines)
     assert all((tmp_path / f"run.log.{n}").stat().st_size <= 50_000 for n in range(1, 6))
+
+
+def test_what_an_exchange_says_is_one_line_of_the_log(tmp_path: Path) -> None:
+    """A refusal's text can neither forge a line of the log nor steer the terminal; the journal keeps it as it came."""
+    message = "\x1b]0;title\x07\x1b[2J\n2026-11-26T00:00:00.000Z INFO    binance/trade/BTCUSDT: 1 to 2 filled"
+    said: list[str] = []
+    sink = logger.add(said.append, level="INFO", format="{message}")
+    happenings = Happenings(Journal(tmp_path / "journal.jsonl"))
+    try:
+        happenings.tell("subscription_refused", "binance", streams=["btcusdt@trade"], message=message, code=2)
+    finally:
+        logger.remove(sink)
+    happenings.write()
+    (line,) = said
+    assert line.endswith("\n")
+    assert line[:-1].isprintable()
+    assert "1 to 2 filled (code 2)" in line
+    assert [entry.facts["message"] for entry in read(tmp_path / "journal.jsonl")] == [message]

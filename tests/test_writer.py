@@ -942,9 +942,13 @@ def test_full_disk_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                 await until(lambda: disks[1].refused > 6)
                 assert found.inbox.waiting >= 20, "what waits is still counted, so that the reading stops"
                 assert found.writer.disk_trouble
+                waiting, written = found.feeds["binance/trade/ETHUSDT"], found.feeds["binance/trade/BTCUSDT"]
+                assert (waiting.written_id, waiting.newest_id) == (None, 1), "what waits is not called written"
+                assert written.written_id == 1
                 disks[1].full = False
                 await found.settled()
                 assert not found.writer.disk_trouble
+                assert waiting.written_id == 11
             for symbol in ("BTCUSDT", "ETHUSDT"):
                 rows = "".join(line(trade(id_, symbol=symbol)) for id_ in range(1, 12))
                 assert found.files(f"binance/trade/{symbol}") == {"2026-07-14-1": rows}

@@ -389,7 +389,7 @@ class Collector:
             (last for spans in (account.open.spans, account.settled.spans) for _, last in spans), default=None
         )
         if last_id is not None:
-            feed.sequence.next_id = last_id + 1
+            feed.sequence.next_id, feed.written_id = last_id + 1, last_id
             self.tell("continued", feed.name, last_id=last_id)
 
     # Gaps
@@ -594,7 +594,7 @@ class Collector:
             feed.open.add(first, last)
             self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
         if recovered.last_id is not None:
-            feed.sequence.next_id = recovered.last_id + 1
+            feed.sequence.next_id, feed.written_id = recovered.last_id + 1, recovered.last_id
             feed.sequence.newest_time = recovered.last_time or 0
             self.tell("continued", feed.name, last_id=recovered.last_id)
         self._finished[feed] = recovered.finished
@@ -981,7 +981,7 @@ class Collector:
             connected=connected,
             rows=feed.rows,
             rows_per_s=self._rate(feed.name, feed.rows, now_s),
-            last_id=None if feed.sequence.next_id is None else feed.sequence.next_id - 1,
+            last_id=feed.written_id,
             last_price="" if last is None else last.p,
             lag_ms=None if last is None or last.E == "" else feed.last_received_ns / 1e6 - time_ms(last.E),
             last_row_ns=feed.last_received_ns or None,

@@ -193,7 +193,7 @@ class Happenings:
     def tell(self, event: str, subject: str, /, **facts: object) -> None:
         """Say that something happened; from any thread."""
         level, text = HAPPENINGS[event]
-        logger.log(level, "{}", text.format(subject=subject, **facts).strip())
+        logger.log(level, "{}", _one_line(text.format(subject=subject, **facts)))
         self._waiting.append((event, {"subject": subject, **facts}))
         if self.also is not None:
             self.also(event, subject, facts)
@@ -223,6 +223,12 @@ class Happenings:
         if not self.refused:
             logger.error("{}", error)
         self.refused = str(error)
+
+
+def _one_line(text: str) -> str:
+    """Return text as one line that can neither forge others nor steer a terminal: parts of it are from the network."""
+    text = text.strip()
+    return text if text.isprintable() else "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 @dataclass

@@ -207,6 +207,8 @@ class Feed:
     """The last hole that history was asked for: its first ID, and when."""
     rows: int = 0
     """Rows handed over to the files."""
+    written_id: int | None = None
+    """The ID of the newest row that was handed over, in this run or an earlier one; None before the first."""
     filled: int = 0
     """Rows that came from history."""
     absent: int = 0
@@ -942,6 +944,7 @@ class Writer:
         finished = feed.segments.append(block, piece.ids, piece.day)
         self.bytes_written += len(block)
         feed.rows += len(piece.ids)
+        feed.written_id = piece.ids[-1]
         self.rows_written += len(piece.ids)
         if finished:
             self.ended(finished, feed)
