@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from . import disk, lies, network, process, settings
+from . import disk, lies, network, process, settings, together
 from .judge import Score
 from .scene import Case, play
 from .target import TICKCOLLECT, Target, target_of
 
-CASES: Sequence[Case] = (*network.CASES, *lies.CASES, *process.CASES, *disk.CASES, *settings.CASES)
+CASES: Sequence[Case] = (*network.CASES, *lies.CASES, *process.CASES, *disk.CASES, *settings.CASES, *together.CASES)
 
 COLUMNS = {
     "sent": "sent", "stored": "stored", "twice": "duplicates", "order": "out_of_order", "torn": "torn",

@@ -80,7 +80,7 @@ def denied(
         return []
     stored = {number for symbol, number in findings.rows if symbol == claim.symbol}
     newest = min(number_of(rows, claim.last_id), max(stored, default=-1))
-    gone = [row for row in rows[begins:newest] if row.is_trade and row.number not in stored]
+    gone = [row for row in rows[begins : max(begins, newest)] if row.is_trade and row.number not in stored]
     said = statements(entries, claim.symbol)
     unproved = said.unproved(rows)
     gone = [row for row in gone if said.of(row.trade.id) != "absent" and row.number not in unproved]
