@@ -439,6 +439,282 @@ def test_file_packed_anew_is_read_and_told(whole: Made) -> None:
     assert "bytes instead of the" in report.troubles[0]
 
 
+def test_damaged_file_stays_damaged_whatever_is_asked(made: Made, programs: Programs, tmp_path: Path) -> None:
+    """A sealed file that was cut short is neither sent nor deleted, and the report stays not complete and says why."""
+    path = made.seal(DAY, range(101, 341))
+    made.open(AFTER, [341])
+    made.report()
+    os.truncate(path, path.stat().st_size // 2)
+    config = programs.config(DATA_DIR=str(made.path))
+    ended = programs.run("upload", "--to", f"file://{tmp_path}/store", "--delete-after", "0", "--config", config)
+    assert ended.code != 0
+    assert path.exists()
+    told = programs.run("report", "--date", DAY, "--config", config)
+    assert told.code == 1
+    text = " ".join(told.out.split())
+    assert "NOT complete" in text
+    assert "240 damaged, IDs 101 to 340" in text
+    assert "neither sent nor deleted" in text
+
+
+def test_upload_that_compared_nothing_counts_only_with_the_bytes_that_were_sealed(whole: Made) -> None:
+    """An earlier version sent a damaged file as it was and deleted it here: its rows exist nowhere."""
+    path = whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip"
+    size = path.stat().st_size
+    path.unlink()
+    whole.uploaded(path, checked="", bytes=1000)
+    whole.tell("deleted", SPOT, AFTER, file=f"{SPOT}/{path.name}", store="s3://ticks", bytes=1000)
+    report = whole.report()
+    assert of(report.feeds[0]) == ("incomplete", 240, 0, {"damaged": 240})
+    assert any(f"1,000 bytes that are not the {size:,} that were sealed" in line for line in report.troubles)
+    whole.uploaded(path, checked="", bytes=size)
+    feed = whole.feed()
+    assert of(feed) == ("complete", 240, 240, {})
+    assert any("which compared no rows" in note for note in feed.notes)
+    whole.uploaded(path, checked="sealed", bytes=size)
+    assert whole.feed().notes == []
+
+
+def test_upload_without_any_record_of_the_sealing_proves_nothing(whole: Made) -> None:
+    """An earlier version's entry alone does not tell whether what was sent was whole."""
+    path = whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip"
+    whole.lines = [line for line in whole.lines if path.name not in line["file"]]
+    whole.uploaded(path, checked="")
+    path.unlink()
+    assert of(whole.feed()) == ("incomplete", 240, 0, {"gone": 240})
+
+
+def test_store_with_another_sha256_than_was_sealed_does_not_count(whole: Made) -> None:
+    """As many bytes, and others than those that were sealed."""
+    path = whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip"
+    (sealed,) = [line for line in whole.lines if path.name in line["file"]]
+    sealed["sha256"] = "aa"
+    whole.uploaded(path, checked="", sha256="bb")
+    path.unlink()
+    assert of(whole.feed()) == ("incomplete", 240, 0, {"damaged": 240})
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        ([("damaged", {})], {"damaged": 240}),
+        ([("uploaded", {}), ("damaged", {"store": "s3://ticks"})], {}),
+        ([("uploaded", {}), ("damaged", {})], {"damaged": 240}),
+        ([("uploaded", {}), ("damaged", {}), ("uploaded", {})], {}),
+        ([("uploaded", {}), ("store_lost", {"store": "s3://ticks"})], {"gone": 240}),
+        ([("uploaded", {}), ("store_lost", {"store": "file:///other"})], {}),
+        ([("uploaded", {}), ("store_lost", {"store": "s3://ticks"}), ("uploaded", {})], {}),
+        ([("uploaded", {}), ("name_taken", {"store": "s3://ticks"})], {"gone": 240}),
+        ([("uploaded", {}), ("name_taken", {})], {"gone": 240}),
+        ([("name_taken", {}), ("uploaded", {})], {}),
+    ],
+)
+def test_file_that_is_not_here_is_where_the_newest_word_says(
+    whole: Made, events: Sequence[tuple[str, dict[str, str]]], state: dict[str, int]
+) -> None:
+    """A proof ends with what contradicts it, for its store, or for all where none is named; a new one counts again."""
+    path = whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip"
+    size = path.stat().st_size
+    path.unlink()
+    for event, facts in events:
+        if event == "uploaded":
+            whole.uploaded(path, bytes=size)
+        else:
+            file: dict[str, Any] = {
+                "file": f"{SPOT}/{path.name}",
+                "first_id": 101,
+                "last_id": 340,
+                "count": 240,
+                "detail": "as seen",
+            }
+            whole.tell(event, SPOT, AFTER, **file, **facts)
+    feed = whole.feed()
+    assert feed.ids is not None
+    assert feed.ids.missing == state
+    if state and events[-1][0] in {"damaged", "store_lost"}:
+        assert feed.holes[0].reason == "as seen"
+
+
+def test_damaged_file_of_the_same_size_is_read_whole(whole: Made) -> None:
+    """A file told to be damaged is believed again only once its rows are right: a good copy may have been put there."""
+    path = whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip"
+    good = path.read_bytes()
+    path.write_bytes(good[:60] + bytes([good[60] ^ 1]) + good[61:])
+    whole.tell("damaged", SPOT, AFTER, file=f"{SPOT}/{path.name}", first_id=101, last_id=340, count=240, detail="x")
+    assert of(whole.feed()) == ("incomplete", 240, 0, {"damaged": 240})
+    path.write_bytes(good)
+    assert of(whole.feed()) == ("complete", 240, 240, {})
+
+
+def test_damaged_file_that_a_store_holds_is_not_missing(whole: Made) -> None:
+    """The file here is cut short, and a store holds what was sealed: that is told, and nothing is missing."""
+    path = whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip"
+    whole.uploaded(path)
+    path.write_bytes(path.read_bytes()[:-40])
+    report = whole.report()
+    assert of(report.feeds[0]) == ("complete", 240, 240, {})
+    assert any(path.name in trouble for trouble in report.troubles)
+
+
+# --- What nobody knows ---------------------------------------------------------------------------------------------
+
+
+def today(made: Made) -> Report:
+    """Report on a day that is not over, of which 241 to 260 are here."""
+    made.seal(DAY, range(1, 241))
+    made.open(AFTER, range(241, 261))
+    return made.report(last="today")
+
+
+@pytest.mark.parametrize(
+    ("facts", "feed", "reason", "since_s"),
+    [
+        ({}, {"unknown_since_ns": NOW_NS - 5 * 10**9, "unknown_reason": "disconnected"}, "disconnected", 5),
+        ({}, {"connected": False}, "not connected", 60),
+        ({"state": "stopping"}, {}, "being stopped", 0),
+        ({"state": "stopped"}, {}, "was stopped", 0),
+        ({"at_ns": NOW_NS - 11 * 10**9}, {}, "died or hangs", 60),
+        ({"at_ns": NOW_NS + 60 * 10**9}, {}, "died or hangs", 60),
+        ({"process": process_identity(os.getpid()) + "0"}, {}, "died or hangs", 60),
+        ({"queue_limit_bytes": 0}, {}, "an earlier version", 60),
+        ({}, {"missing_ids": 4, "open_gaps": 1}, "wait for 4 missing IDs", 0),
+    ],
+)
+def test_day_that_is_not_over_is_unknown_unless_a_live_collector_knows_it(
+    made: Made, facts: dict[str, Any], feed: dict[str, Any], reason: str, since_s: int
+) -> None:
+    """Nothing says complete or 100 %: not the verdict, the table, the JSON, the CSV or the code."""
+    made.vouch(status(**feed), **facts)
+    report = today(made)
+    assert (report.verdict, report.exit_code) == ("unknown", 4)
+    (found,) = report.feeds
+    assert (found.state, found.percent, found.in_order) == ("unknown", None, False)
+    assert found.ids is not None
+    assert found.ids.ends == "unknown"
+    assert reason in found.unknown_reason
+    assert found.unknown_since == f"{NOW - timedelta(seconds=since_s):%Y-%m-%dT%H:%M:%SZ}"
+    text = show(report, None)
+    assert "complete so far" not in text
+    assert "100 %" not in text
+    assert notice(report, "tick1", []).level == "warning"
+
+
+def test_day_that_is_not_over_without_a_status_is_unknown(made: Made) -> None:
+    """No collector has left a word, or one that cannot be read: then nobody knows."""
+    report = today(made)
+    assert (report.verdict, report.feeds[0].unknown_reason) == ("unknown", "no collector runs")
+    (made.path / "status.json").write_text("[]")
+    report = made.report(last="today")
+    assert report.verdict == "unknown"
+    assert any("does not hold a status" in line for line in report.troubles)
+
+
+def test_who_lives_has_the_last_word(made: Made) -> None:
+    """Of two collectors of a directory one was killed, and the other goes on with its feed."""
+    made.vouch(status(), at_ns=NOW_NS - HOUR_NS, name="status-2.json")
+    made.vouch(status())
+    assert today(made).verdict == "complete"
+
+
+def test_what_is_missing_counts_more_than_what_is_unknown(made: Made) -> None:
+    """A hole of today is missing; the percentage is of what is known."""
+    made.vouch(status(unknown_since_ns=NOW_NS, unknown_reason="disconnected"))
+    made.seal(DAY, range(1, 241))
+    made.open(AFTER, range(251, 261))
+    made.numbers("gap", 241, 250)
+    report = made.report(last="today")
+    assert (report.verdict, report.exit_code) == ("incomplete", 1)
+    assert report.feeds[0].percent == 50
+    text = " ".join(show(report, None).split())
+    assert "50.00 % of what is known" in text
+    assert "1 feed unknown since 00:10:00 UTC (disconnected)" not in text.split("10 IDs missing")[0]
+
+
+def test_feed_that_was_never_collected_is_unknown_today(made: Made) -> None:
+    """A feed of the configuration that waits for its exchange has no row, and nobody knows whether there are any."""
+    since_ns = NOW_NS - 30 * 10**9
+    made.vouch(status(connected=False, last_row_ns=None, unknown_since_ns=since_ns, unknown_reason="not connected yet"))
+    report = made.report(last="today", wanted=[SPOT])
+    assert (report.verdict, report.exit_code, report.feeds[0].rows) == ("unknown", 4, 0)
+    assert "unknown since 00:09:30 UTC (not connected yet)" in show(report, None)
+
+
+def known(made: Made, event: str, day: str, clock: str, since: str = "") -> None:
+    """Put into the journal what a collector knew."""
+    facts = {"since": f"{since or day + 'T' + clock}Z", "reason": "disconnected"} if event == "unknown" else {}
+    made.tell(event, "binance", day, clock, count=1, feeds=["trade/BTCUSDT"], **facts)
+
+
+@pytest.mark.parametrize(
+    ("told", "ends"),
+    [
+        ((), "unproved"),
+        ((("known", DAY, "10:00:00"),), "unproved"),
+        ((("known", AFTER, "00:00:10"),), "unproved"),
+        ((("known", AFTER, "00:01:00"),), "watched"),
+        ((("unknown", DAY, "23:59:50"), ("known", AFTER, "00:01:00")), "watched"),
+        ((("known", DAY, "10:00:00"), ("unknown", DAY, "23:59:50")), "unproved"),
+    ],
+)
+def test_end_of_a_day_is_proved_by_what_was_known_after_it(
+    made: Made, told: Sequence[tuple[str, str, str]], ends: str
+) -> None:
+    """Without a later row, it must have been known after midnight that nothing came behind the last one."""
+    made.seal(DAY, range(1, 101))
+    for event, day, clock in told:
+        known(made, event, day, clock)
+    feed = made.feed()
+    assert feed.ids is not None
+    assert (feed.ids.ends, feed.state) == (ends, "complete" if ends == "watched" else "incomplete")
+    assert (feed.percent == 100) == (ends == "watched")
+
+
+def test_connected_beyond_midnight_and_half_open_proves_nothing(made: Made) -> None:
+    """The connection was open, and no sign of life came over it: that is on record, and nobody knew better since."""
+    made.seal(DAY, range(1, 101))
+    made.measure(600, 600, day=AFTER, end_s=600)
+    known(made, "unknown", AFTER, "00:00:05", f"{DAY}T23:59:50")
+    assert made.report().exit_code == 1
+    known(made, "known", AFTER, "00:05:00")
+    assert made.report().exit_code == 0
+
+
+def test_live_collector_proves_the_end_of_yesterday(made: Made) -> None:
+    """The next row has not come yet, and a collector knows that there is none."""
+    made.seal(DAY, range(1, 101))
+    made.vouch(status())
+    assert made.report().exit_code == 0
+
+
+def test_day_on_which_the_collector_was_off_is_complete_if_the_ids_join(whole: Made) -> None:
+    """Hours without a connection, and a later row that follows: nothing is missing."""
+    known(whole, "unknown", DAY, "08:00:00")
+    whole.measure(43_200, 100)
+    assert of(whole.feed()) == ("complete", 240, 240, {})
+
+
+def test_clock_ahead_of_the_exchange_does_not_end_a_day_early(made: Made) -> None:
+    """This machine's clock is an hour ahead: where the exchange is, the day is not over."""
+    made.seal(DAY, range(1, 101))
+    made.vouch(status(connected=False))
+    made.tell("clock_wrong", "binance", AFTER, "00:05:00", offset_ms=-3_600_000)
+    feed = made.feed()
+    assert feed.ids is not None
+    assert (feed.state, feed.ids.ends) == ("unknown", "unknown")
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_numbering_that_began_anew_unseen_is_unknown(made: Made, *, watched: bool) -> None:
+    """Whether the old numbering's last rows are here is known only if the collector was there."""
+    made.seal(DAY, range(9_100, 9_200))
+    if not watched:
+        known(made, "unknown", DAY, "11:00:00")
+    made.tell("numbering_restarted", SPOT, last_id=9_199, first_id=1)
+    made.seal(DAY, range(1, 51))
+    made.open(AFTER, range(51, 60))
+    assert made.report().verdict == ("complete" if watched else "unknown")
+
+
 # --- Markets -------------------------------------------------------------------------------------------------------
 
 
@@ -514,6 +790,54 @@ def test_a_trade_that_a_futures_file_passes_over_is_missing(made: Made) -> None:
     assert feed.ids.not_trades == 3  # 5, 8, 9
 
 
+def test_gap_of_futures_that_were_no_trades_is_settled(made: Made) -> None:
+    """A declared gap that history has shown not to be trades is over, as it is for the status."""
+    made.seal(DAY, [6, 7, 9], FUTURES)
+    made.seal(DAY, [15, 16], FUTURES)
+    made.open(AFTER, [17], FUTURES)
+    made.numbers("gap", 10, 14, FUTURES)
+    made.numbers("absence_seen", 10, 14, FUTURES)
+    assert of(made.feed()) == ("incomplete", 11, 5, {"open": 5})
+    made.numbers("absent", 10, 14, FUTURES)
+    assert of(made.feed()) == ("complete", 11, 5, {})
+    assert made.report().feeds[0].ids.assumed == 0  # type: ignore[union-attr]  # there are rows
+
+
+def test_gap_of_futures_that_an_earlier_version_called_filled_is_assumed(made: Made) -> None:
+    """`filled` with no row ended the gap; that its IDs were no trades nothing proves."""
+    made.seal(DAY, [6, 7, 9], FUTURES)
+    made.seal(DAY, [15, 16], FUTURES)
+    made.open(AFTER, [17], FUTURES)
+    made.numbers("gap", 10, 14, FUTURES)
+    made.numbers("filled", 10, 14, FUTURES, rows=0)
+    feed = made.feed()
+    assert of(feed) == ("complete", 11, 5, {})
+    assert feed.ids is not None
+    assert (feed.ids.not_trades, feed.ids.assumed) == (6, 5)
+    assert "but for 5 IDs taken for placeholders, which nothing proves" in " ".join(show(made.report(), None).split())
+
+
+def test_hole_of_futures_before_the_journal_begins_is_unexplained(made: Made) -> None:
+    """Where no journal reaches back to, a hole between two files may be anything."""
+    made.seal(DAY, [6, 7, 9], FUTURES, told=False)
+    made.seal(DAY, [15, 16], FUTURES, told=False)
+    made.open(AFTER, [17], FUTURES)
+    assert of(made.feed()) == ("incomplete", 11, 5, {"unexplained": 5})
+
+
+def test_late_rows_of_futures_lie_within_another_file(made: Made) -> None:
+    """A file with a row that came late lies within the range of the file that passed over its ID."""
+    made.seal(DAY, [6, 7, 9, 12], FUTURES)
+    made.numbers("reopened", 10, 10, FUTURES)
+    made.seal(DAY, [10], FUTURES)
+    made.open(AFTER, [13], FUTURES)
+    feed = made.feed()
+    assert of(feed) == ("complete", 7, 5, {})
+    assert feed.ids is not None
+    assert (feed.ids.not_trades, feed.rows) == (2, 5)  # 8 and 11
+    assert not any("more than one file" in note for note in feed.notes)
+
+
 def test_gap_of_futures_is_missing_although_placeholders_exist(made: Made) -> None:
     """A hole that the journal calls lost is missing; the rest around it were placeholders."""
     made.seal(DAY, [6, 7, 9], FUTURES)
@@ -536,6 +860,16 @@ def test_numbering_that_began_anew_is_no_hole(made: Made) -> None:
     feed = made.feed()
     assert of(feed) == ("complete", 150, 150, {})
     assert any("numbering anew" in note for note in feed.notes)
+
+
+def test_holes_beside_a_day_with_two_numberings_count(made: Made) -> None:
+    """The old numbering goes on from the day before, the new one to the day after: each hole there is one."""
+    made.seal(BEFORE, range(9_000, 9_090))
+    made.seal(DAY, range(9_100, 9_200))
+    made.tell("numbering_restarted", SPOT, last_id=9_199, first_id=1)
+    made.seal(DAY, range(1, 51))
+    made.open(AFTER, range(56, 60))
+    assert of(made.feed()) == ("incomplete", 165, 150, {"unexplained": 15})
 
 
 def test_gaps_of_an_older_numbering_do_not_count(made: Made) -> None:
@@ -621,6 +955,33 @@ def test_files_not_uploaded_are_named(made: Made) -> None:
     assert (report.feeds[0].files.uploaded, report.feeds[0].files.not_uploaded) == (1, [other.name])
     assert "1 of 2 not uploaded yet to s3://ticks/data" in " ".join(show(report, None).split())
     assert report.exit_code == 0
+
+
+def test_each_store_is_told_by_what_it_holds(made: Made) -> None:
+    """A store used once beside the configured one is named apart, and does not count for it."""
+    paths = [made.seal(DAY, range(first, first + 10)) for first in (1, 11, 21)]
+    made.open(AFTER, [31])
+    for path in paths:
+        made.uploaded(path, "file:///mnt/copy")
+    made.uploaded(paths[0], "s3://ticks at minio.example")
+    report = made.report(store="s3://ticks")
+    assert report.store == "s3://ticks at minio.example"
+    files = report.feeds[0].files
+    assert (files.uploaded, len(files.not_uploaded)) == (1, 2)
+    assert files.stores == {"file:///mnt/copy": 3, "s3://ticks at minio.example": 1}
+    text = " ".join(show(report, None).split())
+    assert "2 of 3 not uploaded yet to s3://ticks at minio.example" in text
+    assert "elsewhere, file:///mnt/copy holds 3 of 3" in text
+    assert "all sealed ones" not in text
+
+
+def test_configured_store_that_was_never_used_holds_nothing(made: Made) -> None:
+    """All is in another store; of the configured one that says nothing."""
+    made.uploaded(made.seal(DAY, range(1, 11)), "file:///mnt/copy")
+    made.open(AFTER, [11])
+    report = made.report(store="s3://ticks")
+    assert (report.store, report.feeds[0].files.uploaded) == ("s3://ticks", 0)
+    assert "1 of 1 not uploaded yet to s3://ticks" in " ".join(show(report, None).split())
 
 
 def test_no_data_at_all(made: Made) -> None:
@@ -790,6 +1151,31 @@ def test_many_feeds_are_cut_and_counted(made: Made, monkeypatch: pytest.MonkeyPa
     assert len(lines) < 75
     assert any("and 40 more, 40 of them not in order" in line for line in lines)
     assert any("and 97 more: what came after its last row is not known" in line for line in lines)
+
+
+def test_line_that_counts_the_rest_widens_no_column(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above sixty feeds the table is the one that it is below, and a line behind it counts the rest."""
+    for number in range(10, 71):
+        made.seal(DAY, [1, 2], f"binance/trade/S{number}")
+    lines = shown(made.report(), monkeypatch, 80)
+    heading = next(line for line in lines if line.split()[:2] == ["feed", "rows"])
+    assert heading.startswith("  feed  rows  ")
+    assert lines[lines.index(heading) + 61].strip() == "and 1 more, 1 of them not in order"
+
+
+def test_hours_that_have_not_begun_are_not_hours_without_a_row(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At ten past midnight one hour has begun: the others are blank in table, CSV and chart."""
+    made.vouch(status())
+    made.open(AFTER, [1, 2])
+    path = made.path / SPOT / f"BTCUSDT-trade-{AFTER}-1.csv"
+    path.write_bytes(csv_rows(SPOT, [1, 2], [ms(AFTER, 60), ms(AFTER, 120)]))
+    report = made.report(last="today")
+    (row,) = csv.DictReader(io.StringIO(show(report, "csv")))
+    assert [row[f"rows_{hour:02d}h"] for hour in range(24)] == ["2", *[""] * 23]
+    assert "·" not in show(report, None)
+    assert panels(report)[0].begun == 1
+    axis = Image.open(io.BytesIO(draw(report))).convert("L").crop((500, 286, 1000, 294))
+    assert sum(axis.histogram()[:100]) == 0, "no black line for an hour to come"
 
 
 def test_many_gaps_are_cut_and_counted(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

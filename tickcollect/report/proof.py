@@ -23,7 +23,7 @@ Rules:
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -348,12 +348,35 @@ def _window(feed: FeedRecord, asked: Asked) -> _Window | None:
     else:
         ends = "running" if _is_end_known(feed, asked) else "unknown"
     ids = Ranges([(low, high)] if low <= high else [])
-    for _ in _restarts(feed, asked.day):  # two numberings: what lies between them is no hole
-        known = _union((file.first_id, file.last_id) for file in files)
-        between = max(_minus(ids, known).spans, key=lambda span: span[1] - span[0], default=None)
-        if between is not None:
-            ids.remove(*between)
-    return _Window(ids, first, last, begins, ends, others)
+    window = _Window(ids, first, last, begins, ends, others)
+    for _ in _restarts(feed, asked.day):
+        window = _parted(window, files, earlier, later)
+    return window
+
+
+def _parted(
+    window: _Window, files: Sequence[KnownFile], earlier: Sequence[KnownFile], later: Sequence[KnownFile]
+) -> _Window:
+    """Take out what lies between a day's two numberings; join the old to the day before, the new to the day after."""
+    known = _union((file.first_id, file.last_id) for file in files)
+    between = max(_minus(window.ids, known).spans, key=lambda span: span[1] - span[0], default=None)
+    if between is None:
+        return window
+    window.ids.remove(*between)
+    begins, ends = window.begins, window.ends
+    before = max((file.last_id for file in earlier if between[0] <= file.last_id <= between[1]), default=None)
+    old_first = min((file.first_id for file in files if file.first_id > between[1]), default=None)
+    if before is not None and old_first is not None:
+        begins = "follows"
+        if before + 1 < old_first:
+            window.ids.add(before + 1, old_first - 1)
+    after = min((file.first_id for file in later if between[0] <= file.first_id <= between[1]), default=None)
+    new_last = max((file.last_id for file in files if file.last_id < between[0]), default=None)
+    if after is not None and new_last is not None:
+        ends = "followed"
+        if new_last + 1 < after:
+            window.ids.add(new_last + 1, after - 1)
+    return replace(window, begins=begins, ends=ends)
 
 
 def _restarts(feed: FeedRecord, day: int) -> list[datetime]:
@@ -362,7 +385,7 @@ def _restarts(feed: FeedRecord, day: int) -> list[datetime]:
 
 def _was_seen(feed: FeedRecord, day: int) -> bool:
     """Tell whether the collector was there when the next numbering after a day's began, so that nothing was missed."""
-    later = [at for at in feed.moments["numbering_restarted"] if day_number(at) >= day]
+    later = [at for at in feed.moments["numbering_restarted"] if day_number(at) > day]
     return bool(later) and min(later) not in feed.moments["restarted_unseen"]
 
 
@@ -527,7 +550,7 @@ def _judged(feed: FeedRecord, asked: Asked, ids: Ids | None) -> tuple[State, lis
     if feed.files.get(asked.day):
         assert ids is not None
         notes = [NOTES[place] for place in (ids.begins, ids.ends) if place in NOTES]
-        notes += [UNSEEN] if _unseen(feed, asked.day) else []
+        notes += [UNSEEN] if _unseen(feed, asked.day) else [ANEW] if _restarts(feed, asked.day) else []
         notes += [ASSUMED.format(ids.assumed)] if ids.assumed else []
         if ids.missing_total or ids.ends == "unproved":
             return "incomplete", notes
@@ -568,6 +591,7 @@ NOTES = {
     "the day or later that it was the last",
 }
 """What is said of a day's beginning and end; nothing of what is usual."""
+ANEW = "the exchange began its numbering anew on this day"
 UNSEEN = (
     "the exchange began its numbering anew while nobody watched, so nothing shows whether rows around that are missing"
 )
