@@ -3,6 +3,7 @@
 import random
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -368,6 +369,27 @@ def test_rows_of_the_old_numbering_that_were_not_seen_are_refused() -> None:
     steps = sequence.expire(10.0)
     assert [step.id for step in steps if isinstance(step, Refused)] == [1020, 1021]
     assert sequence.next_id == 4
+
+
+@pytest.mark.parametrize("ends", [(1025,), (1025, 1026, 1030)])
+def test_rows_behind_a_hole_are_written_before_a_new_numbering(ends: tuple[int, ...]) -> None:
+    """Rows of a new numbering do not contradict those of the old one that wait for a hole: both are true."""
+    sequence = old()
+    take(sequence, 1, *[(id_, 6) for id_ in ends], prefix="old ")
+    steps = take(sequence, 1, (1, 7), (2, 8), (3, 9))
+    assert written(steps) == [*(f"old {id_}" for id_ in ends), "new 1", "new 2", "new 3"]
+    assert [(step.first, step.last) for step in steps if isinstance(step, Gap)][0] == (1020, 1024)
+    assert [step for step in steps if isinstance(step, Restarted)] == [Restarted(ends[-1], 1)]
+    assert not [step for step in steps if isinstance(step, Refused)]
+
+
+def test_a_lone_row_far_ahead_is_refused_at_a_new_numbering() -> None:
+    """A damaged ID is not made the end of a numbering: nothing came behind it."""
+    sequence = old()
+    take(sequence, 1, (10**9, 6), prefix="old ")
+    steps = take(sequence, 1, (1, 7), (2, 8))
+    assert [step.id for step in steps if isinstance(step, Refused)] == [10**9]
+    assert [step for step in steps if isinstance(step, Restarted)] == [Restarted(1019, 1)]
 
 
 def test_both_connections_bring_the_first_row_of_a_new_numbering() -> None:

@@ -313,12 +313,13 @@ class Sequence(Generic[Row]):
 
     def _take_below(self, id_: int, time: int, row: Row, source: int, steps: "_Steps[Row]") -> None:
         """Take a row whose ID was passed already (rules 5 and 6)."""
-        if self._held:  # what its connection brought before with higher IDs is contradicted by it (rule 4)
-            self._note_arrival(source, id_)
         written = _found(reversed(self._recent), id_)
+        is_new = not self._is_copy(written, row) and self._may_be_new(time, written)
+        if self._held and not is_new:  # what its connection brought before with higher IDs is contradicted (rule 4)
+            self._note_arrival(source, id_)
         if written is None and self._in_gap(id_) and (time <= self.newest_time or not self.newest_time):
             steps.late(id_, time, row)
-        elif not self._is_copy(written, row) and self._may_be_new(time, written):
+        elif is_new:
             if len(self._suspects) >= SOURCES_REMEMBERED:
                 self._refuse_suspect(self._suspects[0], steps)
             self._suspects.append(_Suspect(id_, [(time, row)], {source}))
@@ -445,8 +446,12 @@ class Sequence(Generic[Row]):
         return False
 
     def _restart(self, proved: _Suspect[Row], steps: "_Steps[Row]") -> None:
-        """Begin the new numbering with its lowest row; what lies between it and the proved ones is a hole."""
-        for held_id in sorted(self._believed()):
+        """Begin the new numbering with its lowest row; what lies between it and the proved ones is a hole.
+
+        What is held of the old one is released, even a lone row that is near: none can come behind it any more.
+        """
+        near = (self.next_id or 0) + self.hold_limit
+        for held_id in sorted(self._believed() or (id_ for id_ in self._plausible() if id_ < near)):
             self._release(held_id, steps)
         self._refuse_held("the numbering began anew", steps)
         suspects = sorted(self._suspects, key=lambda suspect: suspect.first)
