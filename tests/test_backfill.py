@@ -332,6 +332,24 @@ def test_a_late_row_of_a_lost_id_is_written(tmp_path: Path) -> None:
     run(test)
 
 
+def test_late_rows_that_follow_each_other_are_opened_again_together(tmp_path: Path) -> None:
+    """One entry and one file: whoever is killed before `filled` is told finds the entry's IDs in the file's name."""
+
+    async def test() -> None:
+        async with scene(tmp_path, "binance-futures") as found:
+            found.write_live(98, 99)
+            found.write_live(103, 104)
+            found.feed.called_absent.add(100, 102)
+            lines = [live(id_, MIDNIGHT_MS + id_) for id_ in (100, 101, 102)]
+            times = [MIDNIGHT_MS + id_ for id_ in (100, 101, 102)]
+            found.filling.add_late(found.feed, LateRows([100, 101, 102], times, lines, frozenset()))
+            await found.settle()
+            assert found.spans("reopened") == found.spans("filled") == [(100, 102)]
+            assert sorted(found.stored()) == list(range(98, 105))
+
+    run(test)
+
+
 def test_late_placeholders_are_settled_without_history(tmp_path: Path) -> None:
     """A placeholder that comes late shows that its ID has no trade; a trade beside it is written."""
 

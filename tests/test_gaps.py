@@ -378,7 +378,7 @@ def test_rows_behind_a_hole_are_written_before_a_new_numbering(ends: tuple[int, 
     take(sequence, 1, *[(id_, 6) for id_ in ends], prefix="old ")
     steps = take(sequence, 1, (1, 7), (2, 8), (3, 9))
     assert written(steps) == [*(f"old {id_}" for id_ in ends), "new 1", "new 2", "new 3"]
-    assert [(step.first, step.last) for step in steps if isinstance(step, Gap)][0] == (1020, 1024)
+    assert next((step.first, step.last) for step in steps if isinstance(step, Gap)) == (1020, 1024)
     assert [step for step in steps if isinstance(step, Restarted)] == [Restarted(ends[-1], 1)]
     assert not [step for step in steps if isinstance(step, Refused)]
 

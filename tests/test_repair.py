@@ -194,6 +194,18 @@ def test_a_gap_at_the_end_of_what_history_reaches() -> None:
     assert isinstance(found[0], Lost)
 
 
+def test_rows_of_the_numbering_before_are_not_taken_for_those_of_a_new_one() -> None:
+    """Where history lags behind a new numbering, a page may hold the old rows with the IDs that are asked for."""
+    beside = Beside((), known(130), since_ms=time_of(115))
+    lagging = Answers(given(*range(100, 100 + LIMIT)))
+    found, error = outcomes(lagging, beside, 100, 129)
+    assert (found, "of the numbering before" in error) == ([], True)
+    with pytest.raises(HistorySilentError):
+        asyncio.run(history(Answers(given(*range(1, 1 + LIMIT)))).begin(130, beside, beside.since_ms))
+    found, error = outcomes(Answers(published=range(120, 200)), replace(beside, behind=known(150)), 120, 149)
+    assert (ids(found), error) == (list(range(120, 150)), "")
+
+
 def test_what_cannot_be_had_any_more_is_lost_and_anything_else_is_not() -> None:
     """A symbol that is no more stays gone; a refusal that nobody knows may be another one tomorrow."""
     gone = BadRequestError("Invalid symbol.", code=-1121)

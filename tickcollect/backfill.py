@@ -252,10 +252,13 @@ class Backfill:
 
     async def _write_late(self, feed: Feed, late: LateRows) -> None:
         """Write late rows that are still missing, or were thought not to exist (rule 8)."""
+        closed = Ranges()
         for id_ in late.ids:
             given_up = feed.called_absent.holds(id_) or feed.given_up.holds(id_)
             if given_up and id_ not in late.not_trades:
-                self._open_again(feed, id_, id_, "its row came live after all")
+                closed.add(id_, id_)
+        for first, last in closed.spans:
+            self._open_again(feed, first, last, "its row came live after all")
         rows = [row for row in zip(late.ids, late.times, late.lines, strict=True) if feed.open.holds(row[0])]
         rows.sort()
         for id_ in sorted(late.not_trades):

@@ -26,7 +26,8 @@ async def beside(feed: Feed, first: int, last: int) -> Beside:
     is_newest = feed.sequence.next_id is None or last >= feed.sequence.next_id
     if not before or first - before[0].id > NEAR or (not is_newest and (not behind or behind[0].id - last > NEAR)):
         before, behind = await asyncio.to_thread(_with_files, feed, first, last, before, behind)
-    return Beside(before[::-1], behind, all_public=not (feed.has_placeholders and feed.write_not_trades))
+    all_public = not (feed.has_placeholders and feed.write_not_trades)
+    return Beside(before[::-1], behind, all_public=all_public, since_ms=feed.begun_ms)
 
 
 def _with_files(

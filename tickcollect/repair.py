@@ -9,7 +9,8 @@ Rules:
 3. An answer proves itself by rows that are known to exist (`Beside`). It is asked for from the row before the gap, or
    from the last row of the page before, and through to the row behind the gap; at least one of them must be in it, and
    each that is must have the price, quantity and time that are known. So another symbol's page, a page of other IDs and
-   one that passes over what exists are noticed, however well formed they are.
+   one that passes over what exists are noticed, however well formed they are. Where nothing before the gap is known, as
+   at the begin of a new numbering, a page may lie wholly before what is: then its rows must be newer than the old ones.
 4. `Page.lacking` names IDs that an answer passes over, if it begins with a known row and goes on to a known one or is
    full: an answer that begins late or ends early shows nothing. One such answer is no proof; `gaps.Shown` says when two
    are. Archives do have such holes, and futures history leaves out placeholders and internal fills.
@@ -67,6 +68,8 @@ class Beside:
     behind: Sequence[KnownRow] = ()
     all_public: bool = True
     """Each of them must be in history. False where some may be internal fills, which history leaves out."""
+    since_ms: int = 0
+    """The numbering began after this time, that of the newest row of the numbering before; 0 where none was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +244,9 @@ def _contradiction(rows: Sequence[Message], ids: Sequence[int], request: _Reques
         return ""
     if request.before:
         return f"it does not hold ID {request.before[-1].id}, which is known to exist"
-    return "" if ids[0] == request.first else f"it begins at {ids[0]}, and nothing in it is known to exist"
+    if ids[0] != request.first:
+        return f"it begins at {ids[0]}, and nothing in it is known to exist"
+    return "" if time_ms(rows[-1].T) > request.beside.since_ms else "it is of the numbering before"
 
 
 def cut(request: _Request, rows: Sequence[Message], limit: int) -> Page:

@@ -193,6 +193,8 @@ class Feed:
     """IDs whose rows history gave in place and that are not among the pending pieces yet."""
     given_by: tuple[str, float] = ("", 0.0)
     """Which call gave them, and when it was asked."""
+    begun_ms: int = 0
+    """The numbering began after this time, if it began in this run."""
     newest_ms: int | None = None
     """The time of the row that was accepted last."""
     plausible: tuple[int, int] = (0, 0)
@@ -698,6 +700,7 @@ class Writer:
                     feed.copies += len(ids) - self._contradicting(feed, ids, rows)
                 case gaps.Restarted(last, first, newest_time):
                     feed.restarts += 1
+                    feed.begun_ms = time_ms(newest_time)
                     feed.pending.append(Renumbered(first, last, _time_of(first, steps, feed.sequence.newest_time)))
                     self._touched[feed] = None
                     self._lose_open(feed, "the exchange has begun its numbering anew since")
