@@ -485,13 +485,18 @@ class Writer:
 
     def _take_rows(self, feed: Feed, rows: list[Message], batch: Batch, now_s: float) -> None:
         times = [row.T for row in rows]
-        if min(times) < feed.plausible[0] or feed.plausible[1] < max(times):
+        ends = min(times), max(times)
+        if ends[0] < feed.plausible[0] or feed.plausible[1] < ends[1]:
             rows = self._in_time(feed, rows, batch.received_ns)
             times = [row.T for row in rows]
+            ends = min(times, default=0), max(times, default=0)
         if rows:
-            self._take_in_time(feed, rows, times, batch, now_s)
+            self._take_in_time(feed, rows, times, ends, batch, now_s)
 
-    def _take_in_time(self, feed: Feed, rows: list[Message], times: list[int], batch: Batch, now_s: float) -> None:
+    def _take_in_time(
+        self, feed: Feed, rows: list[Message], times: list[int], ends: tuple[int, int], batch: Batch, now_s: float
+    ) -> None:
+        """Format and check rows, and take what follows from their IDs; `ends` are their earliest and latest time."""
         if feed.last is not None:
             feed.interval_s += (now_s - feed.last_seen_s - feed.interval_s) / INTERVALS_AVERAGED
         feed.last, feed.last_received_ns, feed.last_seen_s = rows[-1], batch.received_ns, now_s
@@ -503,7 +508,7 @@ class Writer:
         if not feed.check.admits(block, len(rows)):
             rows, lines = self._admitted(feed, rows, lines)
             block = "".join(lines).encode()
-            times = [row.T for row in rows]
+            times = [row.T for row in rows]  # their ends may then lie further apart than they do: that does no harm
             if not rows:
                 return
         ids = kind.ids(rows)
@@ -515,7 +520,7 @@ class Writer:
         expected_id = feed.sequence.next_id
         steps = feed.sequence.take(ids, times, lines, now_s, batch.connection)
         if len(steps) == 1 and isinstance(steps[0], gaps.Run) and steps[0].rows is lines and not feed.not_trade_ids:
-            self._add(feed, steps[0].ids, steps[0].times, lines, block)
+            self._add(feed, steps[0].ids, steps[0].times, lines, block, ends)
             feed.meter.take(batch.received_ns, rows[0].E, rows[-1].E, len(rows))
         else:
             self._take_unusual(feed, steps, rows, batch)
@@ -789,20 +794,37 @@ class Writer:
         self._end(feed)
         self.inbox.wake()
 
-    def _add(self, feed: Feed, ids: range, times: Sequence[int], lines: Sequence[str], block: bytes | None) -> None:
-        """Put rows that follow each other among the pending pieces, split where the day changes."""
+    def _add(
+        self,
+        feed: Feed,
+        ids: range,
+        times: Sequence[int],
+        lines: Sequence[str],
+        block: bytes | None,
+        ends: tuple[int, int] | None = None,
+    ) -> None:
+        """Put rows that follow each other among the pending pieces, split where the day changes.
+
+        `block` are the lines as bytes, and `ends` their earliest and latest time, where somebody has them already.
+        """
         self._touched[feed] = None
         if feed.not_trade_ids:
             self._add_trades(feed, ids, times, lines)
         else:
-            self._add_rows(feed, ids, times, lines, block)
+            self._add_rows(feed, ids, times, lines, block, ends or (min(times), max(times)))
         if feed.given.spans:
             self._add_filled(feed, ids)
 
     def _add_rows(
-        self, feed: Feed, ids: range, times: Sequence[int], lines: Sequence[str], block: bytes | None
+        self,
+        feed: Feed,
+        ids: range,
+        times: Sequence[int],
+        lines: Sequence[str],
+        block: bytes | None,
+        ends: tuple[int, int],
     ) -> None:
-        first_day, last_day = day_of(min(times)), day_of(max(times))
+        first_day, last_day = day_of(ends[0]), day_of(ends[1])
         if first_day == last_day:
             self._add_piece(feed, first_day, ids, block or "".join(lines).encode())
             return
