@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tickcollect.files import UNREADABLE, Digest, Reader, SegmentName, read_back
@@ -273,6 +273,7 @@ def test_placeholders_may_be_missing_where_ids_rise_with_holes(tmp_path: Path) -
     assert content(segments) == rows([100, 103, 110])
 
 
+@settings(deadline=None)  # a busy disk is slow
 @given(st.data())
 def test_any_batches_make_the_same_rows(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """However rows are batched, rolled, ended and dated, all of them are on the disk once and in order."""
@@ -872,6 +873,50 @@ def test_a_name_that_is_taken_is_never_overwritten(feed: Segments) -> None:
             feed.seal(ended)
         assert sealed.path.read_bytes() == other
         assert ended.path.read_bytes() == csv
+
+
+def test_numberings_of_one_day_may_have_the_same_ids(tmp_path: Path) -> None:
+    """A file of an earlier numbering keeps its name; the next one with the same IDs is sealed in two parts."""
+    feed = new(tmp_path)
+    feed.recover()
+    kept: list[bytes] = []
+    for number in range(3):
+        at_ms = DAY * DAY_MS + 1000 * number
+        lines = rows([1, 2, 3, 4]).replace(b"%d,True" % (DAY * DAY_MS + 104), b"%d,True" % at_ms)
+        if number:
+            feed.renumber(1, 4, at_ms)
+        feed.append(lines, [1, 2, 3, 4], DAY)
+        (ended,) = feed.end()
+        parts = [ended]
+        if number:
+            with pytest.raises(NameTakenError):
+                feed.seal(ended)
+            parts = feed.divide(ended)
+        for part in parts:
+            feed.seal(part)
+        kept += lines.splitlines(keepends=True)
+        assert [(part.first_id, part.last_id, part.rows) for part in parts] == [
+            [(1, 4, 4)],
+            [(1, 3, 3), (4, 4, 1)],
+            [(1, 2, 2), (3, 4, 2)],
+        ][number]
+        assert sum(part.size for part in parts) == len(lines)
+    assert sorted(content(feed).splitlines(keepends=True)) == sorted(kept)
+    assert sorted(feed.sealed_ids()) == [(1, 2), (3, 4)]
+    recovered = new(tmp_path).recover()
+    assert (recovered.last_id, recovered.lines) == (4, [])
+
+
+def test_a_name_taken_in_the_same_numbering_divides_nothing(feed: Segments) -> None:
+    """Rows that another file has with the same IDs are not written a second time under another name."""
+    feed.recover()
+    add(feed, [100, 101])
+    (ended,) = feed.end()
+    csv = ended.path.read_bytes()
+    feed.seal(ended).path.write_bytes(b"other")
+    ended.path.write_bytes(csv)
+    assert feed.divide(ended) == []
+    assert ended.path.read_bytes() == csv
 
 
 def test_a_leftover_of_an_earlier_seal_is_replaced(feed: Segments) -> None:

@@ -73,6 +73,7 @@ from tickcollect.segments import (
     FeedPath,
     Lock,
     NameRefusedError,
+    NameTakenError,
     Numbering,
     OpenFiles,
     Segment,
@@ -817,6 +818,8 @@ class Collector:
         except SyncFailedError as error:
             self._give_up_unsafe(feed, error)
         except SegmentError as error:
+            if isinstance(error, NameTakenError) and self._divide(feed, segment):
+                return
             self.tell("seal_failed", feed.name, detail=str(error))
             self._after_failed_seal(feed, segment, error)
         else:
@@ -839,6 +842,16 @@ class Collector:
                 sha256=sealed.sha256,
                 hours=sealed.hours,
             )
+
+    def _divide(self, feed: Feed, segment: Segment) -> bool:
+        """Have a segment sealed in parts, if its name is taken by a numbering before; tell whether that is so."""
+        try:
+            parts = feed.segments.divide(segment)
+        except SegmentError as error:
+            logger.debug("{}: {}", feed.name, error)
+            return False
+        self._ended(parts, feed)
+        return bool(parts)
 
     def _after_failed_seal(self, feed: Feed, segment: Segment, error: SegmentError) -> None:
         """Have the rows again if the file is gone; seal it later if the disk refused, or if that cannot be told."""

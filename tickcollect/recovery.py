@@ -29,6 +29,7 @@ from tickcollect.files import (
     READERS,
     TEMPORARY,
     UNREADABLE,
+    Compression,
     FeedPath,
     Segment,
     SegmentName,
@@ -475,6 +476,37 @@ def quarantine(root: Path, feed: FeedPath, path: Path, cuts: Iterable[Cut]) -> P
         os.fsync(sink.fileno())
     sync_directory(target.parent)
     return target
+
+
+def divide(feed: FeedPath, segment: Segment, compression: Compression) -> list[Segment]:
+    """Divide an ended segment in two whose names are free; return nothing where its last rows cannot be told apart so.
+
+    If it is broken off, both files hold the last rows; the next start keeps them once (rule 4). Raises `OSError`.
+    """
+    with segment.path.open("rb") as csv:
+        start = csv.seek(max(0, segment.size - CHUNK))
+        lines = csv.read(segment.size - start).splitlines(keepends=True)[1 if start else 0 :]
+    at, ids = segment.size, [row_id(line, feed.stream) for line in lines]
+    for place in range(len(lines) - 1, 0, -1):
+        at, count = at - len(lines[place]), len(lines) - place
+        begin = segment.path.with_name(feed.open_name(segment.day, ids[place]))
+        parts = [
+            replace(segment, last_id=ids[place - 1], rows=segment.rows - count, size=at),
+            replace(segment, path=begin, first_id=ids[place], rows=count, size=segment.size - at),
+        ]
+        names = [feed.sealed_name(part.day, part.first_id, part.last_id, compression) for part in parts]
+        if begin.exists() or any(begin.with_name(name).exists() for name in names):
+            continue
+        temporary = begin.with_name(begin.name + TEMPORARY)
+        with open(temporary, "wb", opener=private) as sink:
+            sink.writelines(lines[place:])
+            sink.flush()
+            os.fsync(sink.fileno())
+        temporary.rename(begin)
+        sync_directory(begin.parent)
+        cut_file(segment.path, at)
+        return parts
+    return []
 
 
 def move_aside(root: Path, feed: FeedPath, path: Path) -> Path | None:

@@ -12,7 +12,8 @@ temporary name, read back, compared, renamed, and only then the CSV is deleted.
 Rules:
 
 1. Rows of one segment are of one UTC day and their IDs follow each other (`Numbering`).
-2. A file under a sealed name is complete and was compared with its CSV. It is never overwritten.
+2. A file under a sealed name is complete and was compared with its CSV. It is never overwritten. Where a numbering
+   before has taken a name on the same day, the segment is divided, and sealed in parts (`divide`).
 3. An append is all or nothing. After a `DiskError` the files are as before it, and the same append can be repeated. If
    the process is killed inside it, its first rows and a torn one may remain; `recover` cuts the torn one.
 4. Rows are *handed over* when `append` has returned (they survive SIGKILL) and *safe* when `sync` has (power loss).
@@ -70,7 +71,16 @@ from tickcollect.files import (
     takes_files,
 )
 from tickcollect.hours import HourCount
-from tickcollect.recovery import FirstTimes, Recovered, Recovery, move_aside, quarantine, sealed_spans, this_boot
+from tickcollect.recovery import (
+    FirstTimes,
+    Recovered,
+    Recovery,
+    divide,
+    move_aside,
+    quarantine,
+    sealed_spans,
+    this_boot,
+)
 from tickcollect.salvage import Cut, Numbering
 
 __all__ = [
@@ -748,6 +758,26 @@ class Segments:
             raise _disk_error("seal", segment.path, error) from error
         self._unsealed.discard(segment.path)
         return Sealed(final, segment, size, digest, hours.hours, sha256)
+
+    def divide(self, segment: Segment) -> list[Segment]:
+        """Divide an ended segment whose final name is taken by a file of a numbering before, to be sealed in parts.
+
+        Returns nothing where that is not so, or cannot be done. Raises `DiskError`; the call can be repeated.
+        """
+        times = FirstTimes(self.directory, self.feed)
+        packing = PACKINGS[self._compression].suffix
+        begun = SegmentName(segment.day, segment.first_id)
+        taken = SegmentName(segment.day, segment.first_id, segment.last_id, packing)
+        if self._record.numbering_of(begun, times) == self._record.numbering_of(taken, times):
+            return []
+        try:
+            parts = divide(self.feed, segment, self._compression)
+        except (OSError, IndexError, ValueError) as error:
+            raise _disk_error(
+                "divide", segment.path, error if isinstance(error, OSError) else OSError(error)
+            ) from error
+        self._unsealed.update(part.path for part in parts)
+        return parts
 
     def _pack(self, segment: Segment, final: Path, hours: HourCount) -> Digest:
         packing = PACKINGS[self._compression]
