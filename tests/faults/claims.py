@@ -157,12 +157,12 @@ def summary(output: str) -> Summary | None:
 
 def untrue_summary(
     said: Summary,
-    stopped_s: float,
+    issued_before_s: float,
     market: Tape,
     begins: Mapping[str, int],
     state: "tuple[Findings, list[Entry]]",
 ) -> list[str]:
-    """Say what is wrong with a run's last line (rule 4)."""
+    """Say what is wrong with a run's last line; rows issued before that time cannot be on their way (rule 4)."""
     findings, entries = state
     stored = set(findings.rows)
     gone, surely = 0, 0
@@ -173,7 +173,7 @@ def untrue_summary(
                 continue
             if known.of(row.trade.id) != "absent":
                 gone += 1
-                surely += market.issued_s[symbol][row.number] < stopped_s - ON_THEIR_WAY_S
+                surely += market.issued_s[symbol][row.number] < issued_before_s
     found = []
     if said.is_known and surely > said.missing:
         found.append(f"it says {said.text!r}; {surely} rows issued before the stop are in no file")

@@ -18,7 +18,7 @@ from tickcollect.dataset.replay.server import Step
 
 from . import judge
 from .certificates import YEARS, certificate
-from .claims import Claim, Doubts, claims, summary, untrue_summary
+from .claims import ON_THEIR_WAY_S, Claim, Doubts, claims, summary, untrue_summary
 from .exchange import SYMBOLS, Tape, counting, trades_only
 from .judge import Findings, Score
 from .proxy import Proxy, proxying
@@ -113,6 +113,8 @@ class Scene:
     """When a websocket was asked for."""
     processes: list[Running] = field(default_factory=list)
     ws_url: str = ""
+    is_settled: bool = False
+    """The market rests, and what it has issued has had the time to arrive."""
     _read: judge.Read = field(default_factory=dict)
     last_line: str = ""
     """What the run that was stopped last has said of what is missing."""
@@ -222,14 +224,17 @@ class Scene:
 
     async def stop(self) -> int | None:
         """Ask the collector to stop, and return its exit code."""
-        printed, stopped_s = len(self.collector.output()), time.monotonic()
+        printed, surely_s = (
+            len(self.collector.output()),
+            time.monotonic() - (0.0 if self.is_settled else ON_THEIR_WAY_S),
+        )
         self.collector.send(signal.SIGTERM)
         code = await self.collector.ended(STOPPED_WITHIN_S)
         await self.collector.finish_off()
         said = summary(self.collector.output()[printed:])
         if said is not None and code == 0 and self.target.keeps_journal:
             self.last_line = said.text
-            self.doubts.untrue += untrue_summary(said, stopped_s, self.market, self.begins, self.state())
+            self.doubts.untrue += untrue_summary(said, surely_s, self.market, self.begins, self.state())
         return code
 
     async def stop_well(self) -> None:
@@ -415,6 +420,7 @@ async def _play(scene: Scene, score: Score) -> None:
             score.failures.append(f"its memory has grown by {grown_mb:.0f} MB")
         if more > judge.MORE_DESCRIPTORS:
             score.failures.append(f"it holds {more} descriptors more than before")
+    scene.is_settled = True
     score.exit_code = await scene.stop()
     if target.keeps_journal and score.exit_code != 0:
         score.failures.append(f"asked to stop, it ended with code {score.exit_code}")
