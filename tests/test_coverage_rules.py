@@ -13,6 +13,7 @@ from test_newest import feed
 from tickcollect.coverage import ASK_AFTER_S, HEARD_WITHIN_S, Coverage
 from tickcollect.exchanges.binance import Link
 from tickcollect.feed import LinkState
+from tickcollect.journal import Journal, read
 from tickcollect.newest import Answer, Manner, Named
 from tickcollect.writer import Feed
 
@@ -99,6 +100,26 @@ class World:
 
     def is_unknown(self) -> bool:
         return self.feed.unknown_since_ns is not None
+
+
+@in_a_loop
+async def test_feeds_that_one_entry_cannot_hold_are_told_in_several(tmp_path: Path) -> None:
+    """An entry of the journal is 8 kB at most and leaves out a longer list: then nobody could read whose it was."""
+    feeds = [feed(tmp_path, f"SYMBOL{number:04d}USDT", OURS) for number in range(900)]
+    journal = Journal(tmp_path / "journal.jsonl", lambda: START_NS)
+    world = World(tmp_path)
+    world.coverage._unknown.tell = lambda event, subject, /, **facts: journal.append(event, subject=subject, **facts)
+    world.coverage.begin(feeds, dict.fromkeys(feeds, START_NS))
+    for one in feeds:
+        world.coverage._unknown.end(one)
+    world.coverage._unknown.tell_known()
+    journal.close()
+    for kind in ("unknown", "known"):
+        entries = list(read(tmp_path / "journal.jsonl", frozenset({kind})))
+        assert [name for entry in entries for name in entry.facts["feeds"]] == [
+            f"trade/{one.path.symbol}" for one in feeds
+        ]
+        assert len(entries) < 8
 
 
 @in_a_loop

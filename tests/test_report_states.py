@@ -64,6 +64,7 @@ def test_while_all_is_known_it_is_complete_so_far(programs: Programs, exchange: 
     run, data_dir = started(programs, exchange)
     collected(run, exchange, data_dir)
     report = Reported(programs, data_dir)
+    assert report.claims
     assert lacking(exchange, data_dir) == {}
     assert (report.code, report.facts["verdict"]) == (0, "complete")
     assert "complete so far" in report.text

@@ -23,7 +23,7 @@ import asyncio
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -53,6 +53,9 @@ KNOWN_TOLD_S = 1.0
 SETTLE_INTERVAL_S = 0.05
 SLEWED_NS = 10**9
 """A clock that is corrected a little has not been set back."""
+NAMES_BYTES = 6000
+"""What names may take of an entry of the journal, which has 8 kB (`journal.MAX_LINE`)."""
+QUOTED = len('"",')
 WHILE_COLLECTING = Manner(Purpose.SETTLE)
 TO_BE_SURE = Manner(Purpose.LOOK)
 AT_THE_STOP = Manner(Purpose.SETTLE, admitted_within_s=1.0, answered_within_s=2.5)
@@ -110,8 +113,8 @@ class _Unknown:
                 by_exchange[feed.path.exchange].append(feed)
         for exchange, feeds in by_exchange.items():
             since = utc_text(min(since_ns[feed] for feed in feeds))
-            names = [_short(feed) for feed in feeds]
-            self.tell("unknown", exchange, since=since, reason=reason, count=len(names), feeds=names)
+            for names in _lots([_short(feed) for feed in feeds]):
+                self.tell("unknown", exchange, since=since, reason=reason, count=len(names), feeds=names)
 
     def end(self, feed: Feed) -> None:
         """Mark a feed as known; that is told with the next ones."""
@@ -122,8 +125,9 @@ class _Unknown:
 
     def tell_known(self) -> None:
         """Put on record what is known again."""
-        for exchange, names in self._known.items():
-            self.tell("known", exchange, count=len(names), feeds=names)
+        for exchange, all_names in self._known.items():
+            for names in _lots(all_names):
+                self.tell("known", exchange, count=len(names), feeds=names)
         self._known.clear()
 
 
@@ -447,6 +451,18 @@ class Coverage:
 
 def _short(feed: Feed) -> str:
     return f"{feed.path.stream}/{feed.path.symbol}"
+
+
+def _lots(names: Sequence[str]) -> Iterator[list[str]]:
+    """Yield names so many together that an entry of the journal holds them: it would leave out a longer list."""
+    lot: list[str] = []
+    for name in names:
+        if lot and sum(map(len, lot)) + QUOTED * len(lot) + len(name) > NAMES_BYTES:
+            yield lot
+            lot = []
+        lot.append(name)
+    if lot:
+        yield lot
 
 
 def _may_come(doubt: _Doubt) -> bool:

@@ -201,15 +201,15 @@ def _held(store: str, count: int, sealed: int) -> str:
 
 def _connections(report: Report) -> Iterator[str]:
     measured = [feed.connection for feed in report.feeds if feed.connection is not None]
-    if not measured:
-        broke = f"; {_plural(report.disconnects, 'connection')} broke" if report.disconnects else ""
-        yield f"Connection time and latency: nothing was measured{broke}."
-        return
-    share = _share(sum(each.connected_s for each in measured), sum(each.measured_s for each in measured))
     ran_s = dict.fromkeys(report.days, 0.0)
     for feed in report.feeds:
         if feed.connection is not None:
             ran_s[feed.day] = max(ran_s[feed.day], feed.connection.measured_s)
+    if not sum(ran_s.values()):
+        broke = f"; {_plural(report.disconnects, 'connection')} broke" if report.disconnects else ""
+        yield f"Connection time and latency: nothing was measured{broke}."
+        return
+    share = _share(sum(each.connected_s for each in measured), sum(each.measured_s for each in measured))
     told = f"Connected for {share} of the {span(sum(ran_s.values()))} that the collector ran"
     if report.disconnects:
         told += f", {_plural(report.disconnects, 'connection')} broke"
@@ -347,8 +347,9 @@ def milliseconds(latency_ms: float) -> str:
 
 
 def _share(part: float, whole: float) -> str:
+    """Return how much of a time something was: never `100 %`, which says in a report that no ID is missing."""
     if part >= whole:
-        return "100 %"
+        return "all"
     return f"{int(part / whole * 1000) / 10:.1f} %"
 
 
