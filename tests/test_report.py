@@ -679,6 +679,16 @@ def test_connected_beyond_midnight_and_half_open_proves_nothing(made: Made) -> N
     assert made.report().exit_code == 0
 
 
+def test_entry_that_names_no_feed_any_more_makes_each_unknown(made: Made) -> None:
+    """The journal leaves out what is too long for it; whose feeds are unknown is then not known either."""
+    made.seal(DAY, range(1, 101))
+    made.measure(600, 600, day=AFTER, end_s=600)
+    made.tell("known", "binance", feeds=["../..", "trade"])
+    assert made.report().exit_code == 0
+    made.lines.append({"at": f"{DAY}T23:59:50Z", "event": "unknown", "left_out": ["subject", "feeds"]})
+    assert made.report().exit_code == 1
+
+
 def test_live_collector_proves_the_end_of_yesterday(made: Made) -> None:
     """The next row has not come yet, and a collector knows that there is none."""
     made.seal(DAY, range(1, 101))

@@ -289,6 +289,10 @@ class _JournalReader:
         """What is on record of sealed files, by feed, day and name."""
         self.begins: int | None = None
         """The day of the first entry."""
+        self.known_at: dict[str, dict[str, datetime]] = defaultdict(dict)
+        """By exchange and feed (`trade/BTCUSDT`): when it was known last."""
+        self.doubts: dict[str, dict[str, Doubt]] = defaultdict(dict)
+        """By exchange and feed: what is told since of its not being known."""
 
     def read(self, path: Path) -> None:
         """Read all of it. Raises `JournalError`."""
@@ -301,6 +305,7 @@ class _JournalReader:
                 damaged += 1
                 self._take_shortened(entry)
         damaged += reading.damaged
+        self._hand_over_knowledge()
         if damaged:
             self.record.troubles.append(f"{path}: {damaged:,} lines cannot be read; what they told is not known here")
         elif not path.exists():
@@ -329,9 +334,10 @@ class _JournalReader:
     def _take_shortened(self, entry: Entry) -> None:
         """Take an entry that was too long for the journal (`left_out`): whose feeds are unknown is then unknown."""
         if entry.event == "unknown" and "left_out" in entry.facts and entry.at.tzinfo is not None:
-            at = entry.at.astimezone(UTC)
-            for feed in self.record.feeds.values():
-                feed.doubt = feed.doubt or Doubt(at, "an entry of the journal was too long to name its feeds")
+            doubt = Doubt(entry.at.astimezone(UTC), "an entry of the journal was too long to name its feeds")
+            for name in self.record.feeds:
+                exchange, _, short = name.partition("/")
+                self.doubts[exchange].setdefault(short, doubt)
 
     def _take_clock(self, at: datetime, line: _Clock) -> None:
         self.record.newest_clocks[line.subject] = at, line.offset_ms
@@ -339,7 +345,7 @@ class _JournalReader:
             self.record.clocks[day_number(at), line.subject].append(line.offset_ms)
 
     def _take_file(self, at: datetime, entry: Entry, line: Sealed | Delivered) -> None:
-        name = Path(line.file).name
+        name = line.file.rpartition("/")[2]
         feed = self._feed(line.subject)
         found = feed.path.parse(name)
         if found is None or not found.sealed:
@@ -375,17 +381,32 @@ class _JournalReader:
         feed.moments[event].append(at)
         if event == "numbering_restarted":
             feed.open = Ranges()
-            if feed.doubt is not None:
+            exchange, _, short = subject.partition("/")
+            if short in self.doubts[exchange]:
                 feed.moments["restarted_unseen"].append(at)
 
     def _take_unknown(self, at: datetime, event: str, line: _Unknown) -> None:
+        doubts = self.doubts[line.subject]
+        if event == "known":
+            self.known_at[line.subject].update(dict.fromkeys(line.feeds, at))
+            for short in doubts.keys() & line.feeds:
+                del doubts[short]
+            return
+        since = line.since.astimezone(UTC) if line.since is not None and line.since.tzinfo is not None else at
+        doubt = Doubt(min(since, at), line.reason)
         for short in line.feeds:
-            feed = self._feed(f"{line.subject}/{short}")
-            if event == "known":
-                feed.known_at, feed.doubt = at, None
-            elif feed.doubt is None:
-                since = line.since.astimezone(UTC) if line.since is not None and line.since.tzinfo is not None else at
-                feed.doubt = Doubt(min(since, at), line.reason)
+            doubts.setdefault(short, doubt)
+
+    def _hand_over_knowledge(self) -> None:
+        """Note with each feed what the journal has told last of its being known."""
+        for exchange, known_at in self.known_at.items():
+            for short, at in known_at.items():
+                with suppress(NameRefusedError):  # no feed of ours
+                    self._feed(f"{exchange}/{short}").known_at = at
+        for exchange, doubts in self.doubts.items():
+            for short, doubt in doubts.items():
+                with suppress(NameRefusedError):
+                    self._feed(f"{exchange}/{short}").doubt = doubt
 
     def _feed(self, subject: str) -> FeedRecord:
         feed = self.record.feeds.get(subject)
