@@ -100,8 +100,8 @@ HAPPENINGS: dict[str, tuple[str, str]] = {
         "{subject}: refused messages cannot be written: {detail}. They wait, up to 8 MB; further ones are only counted",
     ),
     "gap": ("WARNING", "{subject}: {count} IDs are missing, {first_id} to {last_id}"),
-    "unknown": ("INFO", "{subject}: since {since} it is not known of {count} feeds whether IDs are missing: {reason}"),
-    "known": ("INFO", "{subject}: it is known again of {count} feeds which IDs are missing"),
+    "unknown": ("INFO", "{subject}: not known since {since} whether IDs are missing ({count} of its feeds): {reason}"),
+    "known": ("INFO", "{subject}: known again which IDs are missing ({count} of its feeds)"),
     "filled": ("INFO", "{subject}: {first_id} to {last_id} filled with {rows} rows of {source} in {seconds} s"),
     "fill_waits": (
         "WARNING",
