@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from byhand import ByHand, Reply, by_hand, claims_all, lacking
-from conftest import Program, Programs, ids, journal, rows, rows_told
+from conftest import Program, Programs, ids, journal, rows, rows_told, status_of
 
 BTC = "BTCUSDT"
 FEED = f"binance/trade/{BTC}"
@@ -79,6 +79,9 @@ def test_what_history_did_not_tell_is_asked_at_the_next_start(programs: Programs
         exchange.issue(BTC, 8, sent=False)
         exchange.issue(BTC, 5)
         run.until(lambda: journal(data_dir, "numbering_restarted") and rows_told(data_dir) == 10)
+        (feed,) = status_of(data_dir)["feeds"]
+        assert feed["unknown_since_ns"], "as long as history is asked, nobody knows"
+        assert "numbering" in feed["unknown_reason"]
         run.send(end)
         ended = run.wait()
         if end is signal.SIGTERM:

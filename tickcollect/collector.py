@@ -987,6 +987,7 @@ class Collector:
     def _feed_status(self, feed: Feed, *, connected: bool, now_s: float) -> status.FeedStatus:
         segment = feed.segments.open_segment
         last = feed.last
+        unknown_since_ns, unknown_reason = feed.unknown
         return status.FeedStatus(
             exchange=feed.path.exchange,
             stream=feed.path.stream,
@@ -1008,8 +1009,8 @@ class Collector:
             file_bytes=0 if segment is None else segment.size,
             files_sealed=self.sealed_counts[feed],
             note=self._note(feed),
-            unknown_since_ns=feed.unknown_since_ns,
-            unknown_reason=feed.unknown_reason,
+            unknown_since_ns=unknown_since_ns,
+            unknown_reason=unknown_reason,
         )
 
     def _note(self, feed: Feed) -> str:

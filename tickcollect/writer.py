@@ -95,6 +95,7 @@ HELD_BYTES = 64_000_000
 FAR_MS = MS_PER_DAY
 """Further than this from the feed's rows and from this machine's clock no trade's time can be right: the exchanges keep
 theirs to the millisecond, and a machine's clock may be hours off where nobody sets it."""
+BEGIN_ASKED = "the exchange has begun its numbering anew, and is asked for what came before the first row here"
 INTERVALS_AVERAGED = 20
 IDS_REMEMBERED = 1000
 CARRIERS_REMEMBERED = 4
@@ -195,6 +196,9 @@ class Feed:
     """Which call gave them, and when it was asked."""
     begun_ms: int = 0
     """The numbering began after this time, if it began in this run."""
+    begin_asked_ns: int | None = None
+    """Since when it is asked, by the wall clock, what came in a new numbering before its first row that was seen; None
+    where that is known."""
     newest_ms: int | None = None
     """The time of the row that was accepted last."""
     plausible: tuple[int, int] = (0, 0)
@@ -264,6 +268,13 @@ class Feed:
         newest = self.sequence.newest_known_id
         ahead = 0 if self.issued_id is None or newest is None else max(0, self.issued_id - newest)
         return self.open.count + self.lost + held + ahead
+
+    @property
+    def unknown(self) -> tuple[int | None, str]:
+        """Since when, and why, it is not known whether IDs are missing; None and empty where it is."""
+        if self.unknown_since_ns is None and self.begin_asked_ns is not None:
+            return self.begin_asked_ns, BEGIN_ASKED
+        return self.unknown_since_ns, self.unknown_reason
 
     @property
     def has_placeholders(self) -> bool:
@@ -710,7 +721,9 @@ class Writer:
                     self._touched[feed] = None
                     self._lose_open(feed, "the exchange has begun its numbering anew since")
                     self.tell("numbering_restarted", feed.name, last_id=last, first_id=first)
+                    feed.begin_asked_ns = None
                     if self.find_begin is not None and first > gaps.FIRST_ID:
+                        feed.begin_asked_ns = feed.last_received_ns
                         self.find_begin(feed, first, time_ms(newest_time))
                 case gaps.Late(ids, times, rows):
                     self._take_late(feed, ids, times, rows)
@@ -768,6 +781,7 @@ class Writer:
     def begin_numbering(self, feed: Feed, lowest: int, first: int) -> None:
         """Accept where a new numbering begins; what lies before its first row that was seen is missing."""
         self.tell("numbering_begins", feed.name, first_id=lowest, last_id=first)
+        feed.begin_asked_ns = None
         if lowest < first:
             feed.sequence.expect_late(lowest, first - 1)
             self._miss_range(feed, lowest, first - 1)
