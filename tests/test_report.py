@@ -917,6 +917,25 @@ def test_file_that_is_sealed_while_the_report_is_made(made: Made, monkeypatch: p
     assert (feed.files.sealed, feed.files.open) == (1, 0)
 
 
+def test_file_that_is_delivered_and_deleted_while_the_report_is_made(
+    whole: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal was read before the upload wrote its proof, and the directory after the file was deleted."""
+    path = whole.path / SPOT / f"BTCUSDT-trade-{DAY}-101-340.csv.zip"
+    read = record._JournalReader.read
+
+    def deliver_after(reader: record._JournalReader, journal: Path) -> None:
+        read(reader, journal)
+        if path.exists():
+            whole.uploaded(path)
+            with journal.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(whole.lines[-1]) + "\n")
+            path.unlink()
+
+    monkeypatch.setattr(record._JournalReader, "read", deliver_after)
+    assert of(whole.feed()) == ("complete", 240, 240, {})
+
+
 def test_files_that_never_stay_are_told(whole: Made) -> None:
     """A name that is listed and can never be read ends in one line, not in an endless look."""
     name = f"BTCUSDT-trade-{DAY}-901-902.csv.zip"

@@ -263,8 +263,17 @@ class _Near(Generic[Kept]):
 def read_record(data_dir: Path, first_day: int, last_day: int) -> Record:
     """Return what is on record of the UTC days `first_day` to `last_day` (days since 1970).
 
-    Raises `ReportError` for a directory or file that may not be read, `JournalError` for such a journal.
+    Where a file seems to be gone, all is read once more: an upload may have delivered and deleted it meanwhile. Raises
+    `ReportError` for a directory or file that may not be read, `JournalError` for such a journal.
     """
+    record = _read_once(data_dir, first_day, last_day)
+    files = [file for feed in record.feeds.values() for of_day in feed.files.values() for file in of_day]
+    if any(file.place is Place.GONE for file in files):
+        record = _read_once(data_dir, first_day, last_day)
+    return record
+
+
+def _read_once(data_dir: Path, first_day: int, last_day: int) -> Record:
     journal = _JournalReader(first_day, last_day)
     journal.read(data_dir / JOURNAL)
     record = journal.record
