@@ -206,6 +206,23 @@ def test_holes_that_damage_made_are_named(tmp_path: Path, name: str) -> None:
     assert new(tmp_path).recover().holes == [expected]
 
 
+@pytest.mark.parametrize("ending", [".csv", ".zip"])
+def test_a_late_row_inside_the_name_of_another_file_is_kept(tmp_path: Path, ending: str) -> None:
+    """Where IDs have holes a file's name spans IDs that it does not hold: a row that came late is no copy of them."""
+    segments = new(tmp_path, Numbering.RISING)
+    segments.append(rows(100, 104) + rows(106, 110), [*range(100, 105), *range(106, 111)], DAY)
+    (ended,) = segments.end()
+    if ending == ".zip":
+        segments.seal(ended)
+    put(tmp_path, FEED.open_name(DAY, 105), row(105))
+    put(tmp_path, FEED.open_name(DAY, 107), row(107))
+    recovered = new(tmp_path, Numbering.RISING).recover()
+    assert (105, 105) in kept(recovered)
+    assert (107, 107) not in kept(recovered)
+    assert row(107) in quarantined(tmp_path)
+    assert row(105) not in quarantined(tmp_path)
+
+
 @pytest.mark.parametrize("numbering", Numbering)
 @given(cut=st.integers(0, 3 * len(row(100))))
 def test_a_file_cut_anywhere_keeps_its_whole_rows(

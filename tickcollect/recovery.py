@@ -6,7 +6,8 @@ Rules:
 2. Rows are copied into complete new files before the old one is cut or deleted; repeating an interrupted recovery gives
    the same result.
 3. Of a CSV and its sealed file the CSV is deleted if the sealed file holds the same bytes; otherwise both are kept.
-4. Rows that a sealed file or an older CSV of the same day and numbering holds are not kept a second time.
+4. Rows that a sealed file or an older CSV of the same day and numbering holds are not kept a second time. Where IDs
+   have holes, a name does not tell what is in between: there the file is read, if a CSV begins inside its name.
 5. What is not this feed's is left alone and named.
 6. The newest row is the one with the highest ID of the present numbering, whatever day its file is of: one trade with a
    wrong time makes a file that is dated ahead. Where the numbering began anew is on record (`feed_record`). Where no
@@ -308,15 +309,36 @@ class Recovery:
     def _covered(self, name: SegmentName, path: Path) -> list[tuple[int, int]]:
         """Return the IDs that other files of its day and numbering hold."""
         place = self._place_of(path, name)
-        covered = [
-            (other.first_id, other.last_id)
+        others = [
+            (other.first_id, other.last_id, other.path)
             for other in self._segments
             if other.day == name.day and self._numbering_of[other.path] == place
         ]
         for other, twin in self._files.items():
             if other.last_id is not None and other.day == name.day and self._place_of(twin, other) == place:
-                covered.append((other.first_id, other.last_id))
+                others.append((other.first_id, other.last_id, twin))
+        covered = []
+        for first, last, file in others:
+            inside = self._numbering is Numbering.RISING and first < name.first_id <= last
+            covered += self._held_in(file, first, last) if inside else [(first, last)]
         return covered
+
+    def _held_in(self, path: Path, first: int, last: int) -> list[tuple[int, int]]:
+        """Return the IDs in a file that passes over some: a row that came late has a file inside its name."""
+        spans: list[tuple[int, int]] = []
+        rest = b""
+        try:
+            with open_csv(path) as source:
+                for chunk in chunks_of(source):
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    for id_ in (row_id(line, self._feed.stream) for line in lines):
+                        if spans and id_ == spans[-1][1] + 1:
+                            spans[-1] = spans[-1][0], id_
+                        else:
+                            spans.append((id_, id_))
+        except (*UNREADABLE, IndexError, ValueError):
+            return [(first, last)]
+        return spans
 
     def _has_sealed_twin(self, name: SegmentName, path: Path) -> bool:
         """Finish what a crash between the rename and the deletion in `seal` left."""
