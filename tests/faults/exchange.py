@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from itertools import count, islice
 from operator import attrgetter
 from ssl import SSLContext
+from typing import Any
 
 from tickcollect.dataset.replay.endpoints import Wanted
 from tickcollect.dataset.replay.venue import (
@@ -194,6 +195,13 @@ class Tape:
     def newest_id(self, symbol: str) -> int:
         """Return the ID of the newest row, or -1."""
         return self.issued[symbol][-1].trade.id if self.issued[symbol] else -1
+
+
+def data_of(payload: bytes) -> dict[str, Any]:
+    """Return the data of a message, combined or raw."""
+    whole: dict[str, Any] = json.loads(payload)
+    data: dict[str, Any] = whole.get("data", whole)
+    return data
 
 
 def altered(payload: bytes, fields: Mapping[str, object]) -> bytes:

@@ -4,8 +4,8 @@ What always has to hold, whatever happened:
 
 A. Every row issued since the first one that was sent is in exactly one place, or in a range that the journal calls
    `lost` or `absent`, with a reason, or says that history lacks it (`absence_seen`), and has not opened again since
-   (`reopened`, `damaged`). Where the numbering began anew, `numbering_restarted` says between which two rows nothing is
-   proved.
+   (`reopened`, `damaged`). Where the numbering began anew, `numbering_restarted` says with which ID the old one ended
+   as far as is known; what it has issued behind that is not proved.
 B. Rows stand in the order in which they were issued, as they were sent; a row from history has an empty event time.
    For tickcollect: inside a file IDs rise by one, and a line is equal to the byte.
 C. Files are whole: no torn line, packed ones open. For tickcollect: the IDs in a name are true.
@@ -128,13 +128,14 @@ class Statements:
         return "" if not kinds or kinds[-1] in OPENING_AGAIN else kinds[-1]
 
     def unproved(self, rows: Sequence[Issued]) -> set[int]:
-        """Return the numbers of rows between the last of one numbering and the first of the next that was seen."""
+        """Return the numbers of rows of a numbering behind the last that was seen before the next one began."""
         found: set[int] = set()
         for last_id, first_id in self.restarts:
             before = [row.number for row in rows if row.trade.id == last_id]
             behind = [row.number for row in rows if row.trade.id == first_id]
             if before and behind:
-                found.update(range(before[-1] + 1, behind[-1]))
+                between = rows[before[-1] + 1 : behind[-1]]
+                found.update(row.number for row in between if row.trade.id > last_id)
         return found
 
 

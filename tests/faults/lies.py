@@ -9,7 +9,7 @@ from typing import Any
 from tickcollect.dataset.replay import Answer, Connection, Cut, Request
 from tickcollect.dataset.replay.server import Step
 
-from .exchange import FIRST_ID, Issued, altered, counting
+from .exchange import FIRST_ID, Issued, altered, counting, data_of
 from .judge import journal
 from .network import gap
 from .scene import Case, Scene, UnmetError
@@ -304,19 +304,25 @@ async def every(scene: Scene, interval: int, count: int, made: Callable[[bytes],
 
 def with_foreign(payload: bytes) -> list[Step]:
     """Put another symbol's row before a message, under this symbol's name."""
-    id_ = json.loads(payload)["data"]["t"]
-    return [altered(payload, {"t": 900_000_000 + id_ % 100, "p": "3911.42000000", "q": "2.00000000"}), payload]
+    return [foreign_to(payload, 900_000_000), payload]
 
 
 def with_foreign_below(payload: bytes) -> list[Step]:
     """Put a row of another symbol there whose IDs are lower."""
-    id_ = json.loads(payload)["data"]["t"]
-    return [altered(payload, {"t": 70_000 + id_ % 100, "p": "3911.42000000", "q": "2.00000000"}), payload]
+    return [foreign_to(payload, 70_000), payload]
+
+
+def foreign_to(payload: bytes, from_id: int) -> bytes:
+    """Return a message with another symbol's ID, from `from_id` on, price and quantity."""
+    data = data_of(payload)
+    name = "t" if "t" in data else "a"
+    id_ = from_id + data[name] % 100
+    return altered(payload, {name: id_, "p": "3911.42000000", "q": "2.00000000"})
 
 
 def dated(payload: bytes, days: int) -> list[Step]:
     """Send a message with a trade time that is days off."""
-    return [altered(payload, {"T": json.loads(payload)["data"]["T"] + days * DAY_MS})]
+    return [altered(payload, {"T": data_of(payload)["T"] + days * DAY_MS})]
 
 
 async def misdated(scene: Scene, days: int) -> None:

@@ -79,7 +79,8 @@ class Proxy:
         for pair in list(self._pairs):
             raw = pair.client.get_extra_info("socket")
             with suppress(OSError):
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                if raw is not None:  # it is None once the connection has ended
+                    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             pair.client.transport.abort()
             pair.server.transport.abort()
 

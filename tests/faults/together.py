@@ -16,7 +16,7 @@ from tickcollect.dataset.replay import Answer, Close, Connection, Cut, Request, 
 from tickcollect.dataset.replay.server import Step
 
 from .disk import delete_file, fill, off_small_disk, on_small_disk, open_file
-from .exchange import altered
+from .exchange import altered, data_of
 from .lies import begins_late, foreign, is_history, lying, renumber_now
 from .process import ENDINGS, before_midnight
 from .scene import Case, Scene, UnmetError, tracing
@@ -203,7 +203,7 @@ async def gap_at_midnight(scene: Scene) -> AsyncIterator[None]:
     """Skip the rows around midnight."""
 
     def twist(_: Connection, __: str, ___: int, payload: bytes) -> list[Step]:
-        return [] if abs((json.loads(payload)["data"]["T"] + 1000) % 86_400_000 - 1000) < 600 else [payload]
+        return [] if abs((data_of(payload)["T"] + 1000) % 86_400_000 - 1000) < 600 else [payload]
 
     with scene.sending(twist):
         async with midnight(scene):
