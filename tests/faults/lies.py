@@ -344,7 +344,8 @@ async def renumber_in_same_ms(scene: Scene) -> None:
     first = len(scene.market.issued[scene.market.symbols[0]]) + 30
     scene.market.same_ms = (first - 4, first + 4)
     scene.market.numbering = renumbered_from(first)
-    await scene.until_said("numbering began anew")
+    await scene.until(lambda: len(scene.market.issued[scene.market.symbols[0]]) > first + 10, "numbers begin anew")
+    await scene.until_current()
 
 
 async def renumber_twice(scene: Scene) -> None:
