@@ -373,10 +373,11 @@ async def play(case: Case, target: Target, seed: int = 0) -> Score:
             return score
     async with staged(case, target, seed) as scene:
         try:
-            async with asyncio.timeout(LONGEST_CASE_S + case.settle_s - SETTLED_WITHIN_S):
+            longest_s = LONGEST_CASE_S + case.settle_s - SETTLED_WITHIN_S
+            async with asyncio.timeout(longest_s):
                 await _play_watched(scene, score)
         except (UnmetError, TimeoutError) as unmet:
-            score.failures.append(str(unmet) or f"not done within {LONGEST_CASE_S:.0f} s")
+            score.failures.append(str(unmet) or f"not done within {longest_s:.0f} s")
         except OSError as error:  # one case that cannot be played must not end the others
             score.failures.append(f"cannot be played here: {error}")
             score.exit_code = scene.collector.code if scene.running else None
