@@ -329,6 +329,20 @@ def test_a_restart_in_the_same_millisecond() -> None:
     assert [step for step in steps if isinstance(step, Restarted)] == [Restarted(1019, 1)]
 
 
+def test_rows_that_an_earlier_process_wrote_in_the_same_millisecond_are_no_restart() -> None:
+    """What was written before the start is not remembered, so rows of its newest time are copies, not a new numbering.
+
+    Rows of a later time still prove one.
+    """
+    sequence = Sequence[str](hold_limit=100)
+    sequence.resume(1019, T0 + 5)
+    steps = take(sequence, 1, (1018, 5), (1019, 5), (1020, 6), (1021, 6))
+    assert written(steps) == ["new 1020", "new 1021"]
+    assert not [step for step in steps if isinstance(step, Restarted | Refused)]
+    steps = take(sequence, 2, (1, 7), (2, 7))
+    assert [step for step in steps if isinstance(step, Restarted)] == [Restarted(1021, 1)]
+
+
 def test_a_replay_of_old_rows_is_no_restart() -> None:
     """Another connection that repeats rows, all of one time, brings copies, however low their IDs and however many."""
     sequence = old()

@@ -390,7 +390,8 @@ class Collector:
             (last for spans in (account.open.spans, account.settled.spans) for _, last in spans), default=None
         )
         if last_id is not None:
-            feed.sequence.next_id, feed.written_id = last_id + 1, last_id
+            feed.written_id = last_id
+            feed.sequence.resume(last_id, newest_time=0)
             self.tell("continued", feed.name, last_id=last_id)
 
     # Gaps
@@ -595,8 +596,8 @@ class Collector:
             feed.open.add(first, last)
             self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
         if recovered.last_id is not None:
-            feed.sequence.next_id, feed.written_id = recovered.last_id + 1, recovered.last_id
-            feed.sequence.newest_time = recovered.last_time or 0
+            feed.written_id = recovered.last_id
+            feed.sequence.resume(recovered.last_id, recovered.last_time or 0)
             self.tell("continued", feed.name, last_id=recovered.last_id)
         self._finished[feed] = recovered.finished
 

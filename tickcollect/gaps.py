@@ -172,7 +172,7 @@ class Sequence(Generic[Row]):
     """What was written lately, at least `ROWS_REMEMBERED` rows where there were so many."""
     _recent_rows: int = 0
     _forgotten: bool = False
-    """Rows that were written have left `_recent`."""
+    """Rows of this numbering were written that `_recent` does not hold."""
     _old: list[Run[Row]] = field(default_factory=list)
     """The last rows of the numbering before."""
 
@@ -186,6 +186,10 @@ class Sequence(Generic[Row]):
     def held(self) -> int:
         """How many rows wait for a hole before them, or for the proof of a new numbering."""
         return len(self._held) + sum(len(suspect.rows) for suspect in self._suspects)
+
+    def resume(self, last_id: int, newest_time: int) -> None:
+        """Go on after rows that an earlier process wrote: they are not remembered."""
+        self.next_id, self.newest_time, self._forgotten = last_id + 1, newest_time, True
 
     def take(self, ids: list[int], times: list[int], rows: Rows[Row], now_s: float, source: int = 0) -> list[Step[Row]]:
         """Accept rows in the order of their arrival and return what follows from them, in order.
@@ -336,7 +340,7 @@ class Sequence(Generic[Row]):
         """
         if time != self.newest_time:
             return time > self.newest_time
-        known = not self._forgotten or self._recent[0].times[0] < self.newest_time
+        known = not self._forgotten or (bool(self._recent) and self._recent[0].times[0] < self.newest_time)
         return written is None and known
 
     def expect_late(self, first: int, last: int) -> None:
