@@ -56,8 +56,8 @@ WARM_S = 20.0
 """How long the last life collects, under faults, before its memory is taken as the measure."""
 HEALED_WITHIN_S = 150.0
 MEMORY_GROWTH_BYTES = 10_000_000
-REST_CONNECTIONS = 2
-"""Idle ones, one an exchange, that may or may not be open when descriptors are counted."""
+REST_CONNECTIONS = 8
+"""Idle ones, four an exchange at most, that may or may not be open when descriptors are counted."""
 DISK_BYTES = 96 << 20
 
 STREAMS = {"binance": "trade", "binance-futures": "aggTrade"}

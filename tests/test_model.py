@@ -175,7 +175,7 @@ class Machine(RuleBasedStateMachine):
                 if turn > FEW_TURNS:  # the disk thread is at work; the loop's own pauses take no time here
                     await self.loop.run_in_executor(None, time.sleep, 0.001)
                 work = collector.backfills[self.feed]
-                busy = self.published.answers and (work.at_work or work.jobs.qsize())
+                busy = self.published.answers and (work.at_work or work._planned or work.jobs.qsize())
                 if turn > 5 and not collector._fetching and not busy:
                     break
             await asyncio.gather(*collector._fetching)
