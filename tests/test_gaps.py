@@ -300,6 +300,21 @@ def test_every_row_leaves_once(arrivals: list[tuple[int, int, bool]]) -> None:
     assert sorted(out) == sorted(id_ for id_, _, _ in arrivals)
 
 
+def test_a_held_row_that_others_pass_over_is_late() -> None:
+    """The sequence never goes back to a row that was doubted when those behind it were believed."""
+    sequence = Sequence[str]()
+    take(sequence, 1, *[(id_, 0) for id_ in range(1, 11)])
+    take(sequence, 1, (15, 1), (13, 1))
+    take(sequence, 2, (20, 2), (21, 2))
+    steps = sequence.expire(10.0)
+    assert written(steps) == ["new 13", "new 20", "new 21"]
+    assert [step.ids for step in steps if isinstance(step, Late)] == [[15]]
+    take(sequence, 1, (22, 3), (25, 3), (26, 3))
+    steps = sequence.expire(20.0)
+    assert written(steps) == ["new 25", "new 26"]
+    assert (sequence.next_id, sequence.held) == (27, 0)
+
+
 # --- A numbering that begins anew ----------------------------------------------------------------------------------
 
 

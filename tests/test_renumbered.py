@@ -11,15 +11,15 @@ BTC = "BTCUSDT"
 FEED = f"binance/trade/{BTC}"
 
 
-def started(programs: Programs, exchange: ByHand) -> tuple[Program, Path]:
+def started(programs: Programs, exchange: ByHand, **keys: object) -> tuple[Program, Path]:
     data_dir = programs.folder / "data"
-    config = programs.config(DATA_DIR=str(data_dir), COLLECT=[exchange.entry()], MIN_FREE_DISK=0)
+    config = programs.config(DATA_DIR=str(data_dir), COLLECT=[exchange.entry()], MIN_FREE_DISK=0, **keys)
     return programs.start("run", "--config", config), data_dir
 
 
-def old_numbering(programs: Programs, exchange: ByHand) -> tuple[Program, Path]:
+def old_numbering(programs: Programs, exchange: ByHand, **keys: object) -> tuple[Program, Path]:
     """Collect five rows of the numbering that will end."""
-    run, data_dir = started(programs, exchange)
+    run, data_dir = started(programs, exchange, **keys)
     run.until(lambda: exchange.listeners(BTC))
     exchange.issue(BTC, 5)
     run.until(lambda: rows_told(data_dir) == 5)
@@ -93,3 +93,29 @@ def test_what_history_did_not_tell_is_asked_at_the_next_start(programs: Programs
         run.until(lambda: filled(data_dir) == [(1, 8)])
         run.stop()
     assert sorted(ids(rows(data_dir, FEED))) == [*range(1, 14), *range(7000, 7005)]
+
+
+def test_one_row_alone_of_a_new_numbering_leaves_its_feed_unknown(programs: Programs) -> None:
+    """As long as one row only may begin a new numbering it is in no file, and nobody says that nothing is missing."""
+    with by_hand() as exchange:
+        run, data_dir = old_numbering(programs, exchange)
+        run.until(lambda: journal(data_dir, "known"))
+        exchange.renumber(BTC, 1)
+        exchange.issue(BTC, 1)
+        run.until(lambda: "numbering" in status_of(data_dir)["feeds"][0]["unknown_reason"])
+        ended = run.stop()
+    assert not claims_all(ended)
+    assert ids(rows(data_dir, FEED)) == [*range(7000, 7005)]
+
+
+def test_what_nobody_asks_for_is_lost(programs: Programs) -> None:
+    """Without BACKFILL the IDs before the first row of a new numbering are on record like those of any gap."""
+    with by_hand() as exchange:
+        run, data_dir = old_numbering(programs, exchange, BACKFILL=False)
+        exchange.renumber(BTC, 1)
+        exchange.issue(BTC, 8, sent=False)
+        exchange.issue(BTC, 5)
+        run.until(lambda: journal(data_dir, "lost") and rows_told(data_dir) == 10)
+        ended = run.stop()
+    assert [(entry["first_id"], entry["last_id"]) for entry in journal(data_dir, "lost")] == [(1, 8)]
+    assert not claims_all(ended)

@@ -222,7 +222,7 @@ class Collector:
             self._write_records,
             fetch=self._fetch if self.config.backfill else None,
             fetch_later=self._fetch_later,
-            find_begin=self._find_begin if self.config.backfill else None,
+            find_begin=self._find_begin,
             late=self._take_late,
             miss=self._miss,
         )
@@ -348,7 +348,7 @@ class Collector:
                 account.open.add(first, last)
             if feed.sequence.next_id is None:
                 self._go_on_from_journal(feed, account)
-            if account.begun_at is not None and self.config.backfill:  # the run before ended before it was known
+            if account.begun_at is not None:  # the run before ended before it was known
                 self.tell("numbering_begins", feed.name, first_id=FIRST_ID, last_id=account.begun_at)
                 self._open_gap(feed, account, FIRST_ID, account.begun_at - 1)
             if not feed.has_placeholders:
@@ -407,8 +407,11 @@ class Collector:
         return task
 
     def _find_begin(self, feed: Feed, first: int, since_ms: int) -> None:
-        """Ask history where a new numbering began; the answer goes to the writer."""
-        self._ask(self._find_begin_of(feed, first, since_ms))
+        """Ask history where a new numbering began, if it may be asked; the answer goes to the writer."""
+        if self.config.backfill:
+            self._ask(self._find_begin_of(feed, first, since_ms))
+        else:
+            self.writer.begin_numbering(feed, FIRST_ID, first)
 
     async def _find_begin_of(self, feed: Feed, first: int, since_ms: int) -> None:
         restarts, lowest = feed.restarts, FIRST_ID
@@ -712,8 +715,6 @@ class Collector:
         if not self.feeds:
             self.state = "stopped"
             return NOTHING_DONE
-        holes = {feed: feed.sequence.holes() for feed in self.feeds if feed.sequence.held}
-        held = {feed: found[-1][1] + 1 for feed, found in holes.items() if found}  # rows that nothing contradicts
         try:
             async with asyncio.timeout(STOP_WITHIN_S):
                 await self.writer.finish(self._loop.time())
@@ -722,8 +723,8 @@ class Collector:
         else:
             if self.writer.unwritten():
                 self._tell_not_written(self.writer.blocked[0])
-        alone = {feed: _newest_ns(feed) for feed, id_ in held.items() if (feed.newest_id or 0) < id_}
-        self.coverage.note_unused(alone, "a row came far ahead of the others, and none confirmed it before the stop")
+        alone = {feed: _newest_ns(feed) for feed in self.writer.unconfirmed}
+        self.coverage.note_unused(alone, "the last row does not follow those before it, and none came after it")
         if self.sealing_now is not None:
             await self.sealing_now
         if self.config.seal_at_stop:

@@ -191,6 +191,11 @@ class Sequence(Generic[Row]):
         """Go on after rows that an earlier process wrote: they are not remembered."""
         self.next_id, self.newest_time, self._forgotten = last_id + 1, newest_time, True
 
+    @property
+    def is_suspecting(self) -> bool:
+        """Whether a row came that may begin a new numbering, and is held until the next one tells (rule 6)."""
+        return bool(self._suspects)
+
     def take(self, ids: list[int], times: list[int], rows: Rows[Row], now_s: float, source: int = 0) -> list[Step[Row]]:
         """Accept rows in the order of their arrival and return what follows from them, in order.
 
@@ -262,6 +267,7 @@ class Sequence(Generic[Row]):
         steps = _Steps[Row]()
         for id_ in sorted(self._believed()):
             self._release(id_, steps)
+        self._pass_over(steps)
         if not self._held:
             self.due_s = None
         return steps.closed()
@@ -287,6 +293,7 @@ class Sequence(Generic[Row]):
             self._refuse_suspect(suspect, steps)
         for id_ in sorted(self._believed()):
             self._release(id_, steps)
+        self._pass_over(steps)
         self._refuse_held("none came after it before the end", steps)
         return steps.closed()
 
@@ -407,6 +414,11 @@ class Sequence(Generic[Row]):
             self._declare(self.next_id, id_ - 1, steps)
         self._write(id_, held.time, held.row, steps)
 
+    def _pass_over(self, steps: "_Steps[Row]") -> None:
+        """Let go of held rows in gaps that were just declared: rows behind them were believed before they were."""
+        for id_ in sorted(id_ for id_ in self._held if id_ < (self.next_id or 0)):
+            steps.late(id_, self._held[id_].time, self._let_go(id_).row)
+
     def _declare(self, first: int, last: int, steps: "_Steps[Row]") -> None:
         steps.add(Gap(first, last))
         self.gaps.append((first, last))
@@ -423,6 +435,7 @@ class Sequence(Generic[Row]):
         full = len(self._held) >= self.hold_limit
         for id_ in sorted(self._believed() or (self._held if full else ())):
             self._release(id_, steps)
+        self._pass_over(steps)
         self.due_s = now_s + self.patience_s if self._held else None
 
     def _goes_on_anew(self, id_: int, time: int, row: Row, source: int, steps: "_Steps[Row]") -> bool:
@@ -457,6 +470,7 @@ class Sequence(Generic[Row]):
         near = (self.next_id or 0) + self.hold_limit
         for held_id in sorted(self._believed() or (id_ for id_ in self._plausible() if id_ < near)):
             self._release(held_id, steps)
+        self._pass_over(steps)
         self._refuse_held("the numbering began anew", steps)
         suspects = sorted(self._suspects, key=lambda suspect: suspect.first)
         begun = [suspect for suspect in suspects if suspect.first <= proved.first]

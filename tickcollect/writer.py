@@ -96,6 +96,7 @@ FAR_MS = MS_PER_DAY
 """Further than this from the feed's rows and from this machine's clock no trade's time can be right: the exchanges keep
 theirs to the millisecond, and a machine's clock may be hours off where nobody sets it."""
 BEGIN_ASKED = "the exchange has begun its numbering anew, and is asked for what came before the first row here"
+SUSPECTED = "a row has a lower ID than those before it: the next one tells whether the numbering has begun anew"
 INTERVALS_AVERAGED = 20
 IDS_REMEMBERED = 1000
 CARRIERS_REMEMBERED = 4
@@ -272,9 +273,11 @@ class Feed:
     @property
     def unknown(self) -> tuple[int | None, str]:
         """Since when, and why, it is not known whether IDs are missing; None and empty where it is."""
-        if self.unknown_since_ns is None and self.begin_asked_ns is not None:
+        if self.unknown_since_ns is not None:
+            return self.unknown_since_ns, self.unknown_reason
+        if self.begin_asked_ns is not None:
             return self.begin_asked_ns, BEGIN_ASKED
-        return self.unknown_since_ns, self.unknown_reason
+        return (self.last_received_ns, SUSPECTED) if self.sequence.is_suspecting else (None, "")
 
     @property
     def has_placeholders(self) -> bool:
@@ -328,6 +331,8 @@ class Writer:
     """Told in the disk thread of rows that were in a file and are gone with it."""
     held_limit: int = HELD_BYTES
     stopping: bool = False
+    unconfirmed: dict[Feed, None] = field(default_factory=dict)
+    """Feeds of which a row came last that nothing contradicts and none after it confirmed before the end."""
     rows_written: int = 0
     bytes_written: int = 0
     disk_trouble: str = ""
@@ -362,7 +367,10 @@ class Writer:
             for item in self.inbox.take_now():
                 self._accept(item, now_s)
             for feed in self._feeds():
+                holes, is_suspecting = feed.sequence.holes(), feed.sequence.is_suspecting
                 self._take_steps(feed, feed.sequence.finish())
+                if is_suspecting or (holes and (feed.newest_id or 0) <= holes[-1][1]):
+                    self.unconfirmed[feed] = None
             await self.flush()
             self.inbox.done()
             if not self.inbox.waiting:  # what is odd is found while a batch is decoded, and put back there
