@@ -18,7 +18,7 @@ import pytest
 from channels.bot_api import CHAT, TOKEN, BotApi
 from channels.web import serving
 from click.testing import CliRunner
-from conftest import Exchange, Programs, exchange, rows_told
+from conftest import Exchange, Programs, exchange, rows_told, until
 from stores.bad import Manners, careless
 from websockets.sync.server import ServerConnection
 from websockets.sync.server import serve as serve_websocket
@@ -360,8 +360,10 @@ def test_what_is_wrong_with_an_exchange_is_told_with_what_to_do(case: str, monke
     monkeypatch.setattr(exchange_checks, "LATE_WITHIN_S", 0.2)
     name, options, keys, area, level, found, remedy = EXCHANGES[case]
     with served(name, **options) as running:
-        code, findings = checked(configured(running, **keys), "--no-send", "--wait", "1.5")
-    told = of(findings, area, level)
+        for patience_s in ("1.5", "6", "24"):  # a busy machine needs more of it before the fault is met
+            code, findings = checked(configured(running, **keys), "--no-send", "--wait", patience_s)
+            if told := of(findings, area, level):
+                break
     assert len(told) == 1, findings
     assert found in told[0]["found"]
     assert told[0]["remedy"] == remedy
@@ -633,7 +635,13 @@ def test_a_running_collector_is_told_and_nothing_is_wrong_with_it(programs: Prog
         config = programs.config(**configured(running), METRICS_PORT=port)
         run = programs.start("run", "--config", config)
         run.until(lambda: rows_told(programs.folder / "data") and listens(port))
-        findings = json.loads(programs.run("check", "--config", config, "--no-send", "--json").out)["findings"]
+
+        def untroubled() -> list[dict[str, Any]]:
+            ended = programs.run("check", "--config", config, "--no-send", "--json")
+            found: list[dict[str, Any]] = json.loads(ended.out)["findings"]
+            return found if len(of(found, "collector")) == 1 else []
+
+        findings = until(untroubled)  # on a busy machine the collector may be behind for a while, and say so
         (told,) = of(findings, "collector")
         assert told["level"] == "ok"
         assert told["subject"] == f"pid {run.process.pid}"
@@ -641,7 +649,7 @@ def test_a_running_collector_is_told_and_nothing_is_wrong_with_it(programs: Prog
         assert of(findings, "metrics")[0]["found"] == "in use, as it should be while a collector runs"
         config = programs.config(**configured(running, "BTCUSDT", "ETHUSDT"))
         findings = json.loads(programs.run("check", "--config", config, "--no-send", "--json").out)["findings"]
-        (told,) = of(findings, "collector", "warn")
+        (told,) = [warning for warning in of(findings, "collector", "warn") if not warning["subject"]]
         assert told["found"].startswith("what runs does not collect ETHUSDT binance/trade: ")
         run.stop(signal.SIGKILL)
         findings = json.loads(programs.run("check", "--config", config, "--no-send", "--json").out)["findings"]
