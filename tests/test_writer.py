@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tickcollect import gaps
 from tickcollect import writer as writer_module
-from tickcollect.events import Message, RowCheck
+from tickcollect.events import Message, RowCheck, day_of
 from tickcollect.exchanges.binance import MARKETS, ControlError, Decoder, Link, Refused, UnknownEvent
 from tickcollect.feed import (
     Batch,
@@ -32,7 +32,7 @@ from tickcollect.feed import (
     SubscriptionRefused,
 )
 from tickcollect.segments import DiskFullError, FeedPath, Numbering, OpenFiles, Segment, Segments
-from tickcollect.writer import Feed, LateRows, Writer
+from tickcollect.writer import Feed, LateRows, Piece, Writer
 
 DAY = 20_648  # 2026-07-14
 DAY_MS = 86_400_000
@@ -1115,6 +1115,35 @@ def replaced_by_a_file(directory: Path) -> None:
 def replaced_by_a_link_to_itself(directory: Path) -> None:
     directory.rename(directory.with_name("away"))
     directory.symlink_to(directory)
+
+
+def test_rows_that_cannot_follow_each_other_stop_no_other_feed(tmp_path: Path) -> None:
+    """Whatever brought them there, such rows go to quarantine, their IDs are missing, and all feeds go on."""
+
+    async def test() -> None:
+        async with desk(tmp_path, *TWO) as found:
+            missed: list[tuple[int, int]] = []
+            found.writer.miss = lambda _, first, last: missed.append((first, last))
+            feed, other = found.feeds[TWO[0]], found.feeds[TWO[1]]
+            async with found.writing():
+                found.put(trade(1), trade(1, symbol="ETHUSDT"))
+                await until(lambda: feed.rows == other.rows == 1)
+                rows = [line(trade(id_)).encode() for id_ in (2, 4)]
+                feed.pending.append(Piece(day_of(trade(2)["T"]), [2, 4], [b"".join(rows)]))
+                found.writer._touched[feed] = None
+                found.put(trade(2, symbol="ETHUSDT"))
+                await until(lambda: other.rows == 2)
+                feed.sequence.next_id = 5
+                found.put(trade(5))
+                await until(lambda: feed.rows == 2)
+            assert [payload for payload, _ in found.quarantined] == [b"".join(rows).decode()]
+            assert missed == [(2, 4)]
+            assert [
+                (event, facts["first_id"], facts["last_id"]) for event, _, facts in found.told if event == "gap"
+            ] == [("gap", 2, 4)]
+            assert found.files(TWO[0])["2026-07-14-5"] == line(trade(5))
+
+    run(test)
 
 
 @pytest.mark.parametrize("harm", [replaced_by_a_file, replaced_by_a_link_to_itself])

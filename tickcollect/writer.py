@@ -67,7 +67,15 @@ from tickcollect.feed import (
     Unacknowledged,
 )
 from tickcollect.measured import Meter
-from tickcollect.segments import DiskError, FeedPath, FileLostError, NameTakenError, Segment, Segments
+from tickcollect.segments import (
+    DiskError,
+    FeedPath,
+    FileLostError,
+    NameTakenError,
+    OutOfSequenceError,
+    Segment,
+    Segments,
+)
 
 WRITE_INTERVAL_S = 0.02
 """Between two writes while little comes: what a killed process may have received and not yet handed over."""
@@ -988,13 +996,33 @@ class Writer:
             self.tell("filled", feed.name, first_id=piece.first, last_id=piece.last, **facts)
             return
         block = b"".join(piece.blocks)
-        finished = feed.segments.append(block, piece.ids, piece.day)
+        try:
+            finished = feed.segments.append(block, piece.ids, piece.day)
+        except OutOfSequenceError as error:
+            self._set_apart(feed, piece, str(error))
+            return
         self.bytes_written += len(block)
         feed.rows += len(piece.ids)
         feed.written_id = piece.ids[-1]
         self.rows_written += len(piece.ids)
         if finished:
             self.ended(finished, feed)
+
+    def _set_apart(self, feed: Feed, piece: Piece, reason: str) -> None:
+        """Keep rows out of the file that cannot stand behind those in it: one feed's fault must not end the others.
+
+        They go to quarantine, and the IDs that are not in a file yet are missing, and fetched like any others.
+        """
+        for block in piece.blocks:
+            self.quarantine(feed.path.exchange, block, reason)
+        feed.refused += len(piece.ids)
+        self.ended(feed.segments.end(), feed)
+        first, last = piece.ids[0], piece.ids[-1]
+        if feed.written_id is not None:
+            first = max(first, feed.written_id + 1)
+        if first <= last:
+            self.tell("gap", feed.name, first_id=first, last_id=last, count=last - first + 1)
+            self._miss(feed, first, last)
 
 
 def _time_of(first_id: int, steps: Iterable[gaps.Step[str]], otherwise: int) -> int:
