@@ -28,7 +28,7 @@ demo: $(app) ## collect a generated market for some seconds; no network needed
 	@.venv/bin/tickcollect demo
 
 test: $(dev) ## run the tests, WORKERS=2 files at a time
-	@$(in_venv) pytest -n $(WORKERS) --dist loadfile
+	@$(in_venv) pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(dev) ## format, lint, types
 	@$(in_venv) ruff format --check .

@@ -42,6 +42,19 @@ PATIENCE_S = 60.0
 """How long anything is waited for before the test fails; on an idle machine nothing takes a tenth of it."""
 
 
+LONG_FILES = (
+    "test_faults", "test_soak", "test_model", "test_kill", "test_upload_faults", "test_upload_kill", "test_coverage",
+    "test_fault_points", "test_starting", "test_told",
+)  # fmt: skip
+"""Files that take long, however few tests they hold: begun first, so that no worker is left with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest."""
+    places = {name: place for place, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 def recordings(folder: str) -> pytest.MarkDecorator:
     """Skip where a folder of published recordings is not beside the checkout."""
     path = SHARED / "binance" / folder
