@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 KILLS ?= 500
+EXAMPLES ?= 500
 BENCH ?= full
 MINUTES ?= 30
 SECONDS ?= 60
@@ -16,7 +17,7 @@ app := .venv/app-$(place)
 dev := .venv/dev-$(place)
 in_venv := .venv/bin/python -m
 
-.PHONY: help demo test check bench bench-docs kill soak fuzz clean
+.PHONY: help demo test check bench bench-docs kill model soak fuzz clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
@@ -45,6 +46,9 @@ kill: $(dev) ## kill collector and uploader at random moments, KILLS=500 times
 	@KILLS=$(KILLS) $(in_venv) pytest --timeout 3600 tests/test_segments_kill.py tests/test_kill.py tests/test_soak.py \
 		tests/test_upload_kill.py -k kill
 	@FAULT_POINTS=all $(in_venv) pytest --timeout 3600 tests/test_fault_points.py tests/test_upload_faults.py
+
+model: $(dev) ## play EXAMPLES=500 random histories of rows, files, kills and power failures
+	@EXAMPLES=$(EXAMPLES) $(in_venv) pytest --timeout 3600 tests/test_model.py
 
 soak: $(dev) ## collect through random faults, MINUTES=30 long; SEED=7 for the same faults again
 	@$(in_venv) tests.soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))

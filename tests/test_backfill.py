@@ -198,7 +198,7 @@ async def scene(root: Path, market_name: str = "binance", *, write_not_trades: b
         return
 
     history = replace(history, source=replace(history.source, limit=LIMIT), sleep=no_pause)
-    found = Scene(root, feed, exchange, None, writer, told, quarantined)  # type: ignore[arg-type]  # the next line
+    found = Scene(root, feed, exchange, None, writer, told, quarantined)  # type: ignore[arg-type]  # set below
     found.filling = Backfill(
         lambda _: history, files, writer.checked, disk, tell, lambda *_: None, writer.set_aside, lambda: found.now_s
     )

@@ -197,7 +197,7 @@ def test_a_step_of_the_clock_is_told_and_the_offsets_are_measured_again() -> Non
                 while not world.told:  # noqa: ASYNC110 - what is waited for sets no event
                     await asyncio.sleep(0)
                 stepped_s = -3600.0
-                while exchange.asked < 4:  # noqa: ASYNC110
+                while exchange.asked < 4:  # noqa: ASYNC110 - what is waited for sets no event
                     await asyncio.sleep(0)
             running.cancel()
             await asyncio.wait({running})

@@ -283,7 +283,7 @@ async def old_rows(scene: Scene) -> None:
     with scene.sending(twist):
         for _ in range(3):
             seen = len(before)
-            await scene.until(lambda seen=seen: len(before) > seen + 40, "rows come")  # type: ignore[misc]  # a default
+            await scene.until(lambda seen=seen: len(before) > seen + 40, "rows come")  # type: ignore[misc]  # mypy infers no default
             scene.server.disconnect(Cut())
             await scene.until_current()
 

@@ -92,7 +92,7 @@ async def cut_often(scene: Scene) -> AsyncIterator[None]:
     for _ in range(5):
         asked = len(scene.handshakes_s)
         scene.server.disconnect(scene.chance.choice(ENDINGS))
-        await scene.until(lambda asked=asked: len(scene.handshakes_s) > asked, "it connects anew")  # type: ignore[misc]  # a default
+        await scene.until(lambda asked=asked: len(scene.handshakes_s) > asked, "it connects anew")  # type: ignore[misc]  # mypy infers no default
     yield
 
 
